@@ -1,0 +1,1 @@
+"""MindStream's engine: clicks in, fresh recall lists out."""

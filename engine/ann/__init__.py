@@ -1,0 +1,1 @@
+"""Item indexes: interests in, the best items and their scores out."""

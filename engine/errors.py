@@ -1,0 +1,170 @@
+"""Every exception of the project, and the wording of every message.
+
+An error takes values, keeps them as attributes and builds its own sentence: subject, what was expected, what came,
+where, and what to do next. Callers never write prose.
+
+    EngineError
+      ConfigError            at start: a setting is missing or contradicts another -> exit 2
+      MalformedEvent         one message can't be taken -> dead letters, counted, the stream goes on
+      LogError               the log (Kafka) can't be reached or is not what it was
+      StoreError             WindowDecodeError, StoreFormatError, StoreBusy
+      ModelError             UnknownVersion, IncompatibleVersion, DamagedVersion -> keep serving the current version
+      ItemIndexError         DimensionMismatch, DamagedIndex
+      SourceError            a data set can't be read
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Anything this project raises on purpose."""
+
+
+class ConfigError(EngineError):
+    """A setting is missing, out of range or contradicts another; the process exits with 2."""
+
+    def __init__(self, key: str, *, got: object, expected: str) -> None:
+        self.key, self.got, self.expected = key, got, expected
+        super().__init__(f"{key} must be {expected}, got {got!r}")
+
+
+class SetupError(EngineError):
+    """The machine lacks something that the command needs."""
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        self.what, self.remedy = what, remedy
+        super().__init__(f"{what}; {remedy}")
+
+
+class MalformedEvent(EngineError):
+    """One message can't be taken; *reason* is a word from a closed set, *detail* says more.
+
+    The reason is a metric label and a dead letter's field, so it never holds anything the sender wrote.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+
+class LogError(EngineError):
+    """The log can't be reached, or a topic is not what this process was started on."""
+
+    def __init__(self, subject: str, *, problem: str, remedy: str) -> None:
+        self.subject, self.problem, self.remedy = subject, problem, remedy
+        super().__init__(f"{subject} {problem}; {remedy}")
+
+
+class StoreError(EngineError):
+    """A store on disk can't be used."""
+
+
+class StoreFormatError(StoreError):
+    """A store was written for something else: another format, topic, cluster or setting."""
+
+    def __init__(self, path: object, *, field: str, stored: object, expected: object, remedy: str) -> None:
+        self.path, self.field, self.stored, self.expected, self.remedy = path, field, stored, expected, remedy
+        super().__init__(f"store {path} has {field} {stored!r}, this process expects {expected!r}; {remedy}")
+
+
+class StoreBusy(StoreError):
+    """Another process holds the store's lock."""
+
+    def __init__(self, path: object) -> None:
+        self.path = path
+        super().__init__(
+            f"store {path} is in use by another process; stop that one, or give this one its own MINDSTREAM_DATA_DIR"
+        )
+
+
+class DamagedStore(StoreError):
+    """RocksDB refuses to open a store."""
+
+    def __init__(self, path: object, *, cause: str) -> None:
+        self.path, self.cause = path, cause
+        super().__init__(
+            f"store {path} can't be opened: {cause}; move it aside, the next start rebuilds it from the log"
+        )
+
+
+class WindowDecodeError(StoreError):
+    """Stored bytes are not a click of a format that this build reads."""
+
+    def __init__(self, *, format_version: int, readable: str) -> None:
+        self.format_version, self.readable = format_version, readable
+        super().__init__(
+            f"a stored click has format {format_version}; this build reads {readable}; "
+            "run a newer engine, or delete the store and replay"
+        )
+
+
+class ModelError(EngineError):
+    """A model version can't be made, published or served."""
+
+
+class UnknownVersion(ModelError):
+    """The registry has no such version."""
+
+    def __init__(self, version: str, *, registry: object) -> None:
+        self.version, self.registry = version, registry
+        super().__init__(
+            f"model version {version} is not in {registry}; `mindstream models list` shows the published ones"
+        )
+
+
+class IncompatibleVersion(ModelError):
+    """A version's parts don't fit one another, or not this build."""
+
+    def __init__(self, version: str, *, part: str, got: object, expected: object) -> None:
+        self.version, self.part, self.got, self.expected = version, part, got, expected
+        super().__init__(
+            f"model version {version} was not loaded: {part} is {got}, expected {expected}; train and publish it again"
+        )
+
+
+class DamagedVersion(ModelError):
+    """A version's file is not what its manifest says."""
+
+    def __init__(self, version: str, *, file: str, got: object, expected: object) -> None:
+        self.version, self.file, self.got, self.expected = version, file, got, expected
+        super().__init__(
+            f"model version {version} was not loaded: {file} has {got}, the manifest says {expected}; publish it again"
+        )
+
+
+class NotEnoughClicks(ModelError):
+    """The log holds too little to train on."""
+
+    def __init__(self, *, clicks: int, users: int, needed: str) -> None:
+        self.clicks, self.users, self.needed = clicks, users, needed
+        super().__init__(f"nothing was trained: {clicks} clicks of {users} users, needed {needed}; send more clicks")
+
+
+class ItemIndexError(EngineError):
+    """An item index can't be built, loaded or asked."""
+
+
+class DimensionMismatch(ItemIndexError):
+    """Vectors of another length than the index's."""
+
+    def __init__(self, *, got: int, expected: int) -> None:
+        self.got, self.expected = got, expected
+        super().__init__(
+            f"vectors have {got} dimensions but the item index has {expected}; use both from one model version"
+        )
+
+
+class DamagedIndex(ItemIndexError):
+    """A saved index fails its checks."""
+
+    def __init__(self, path: object, *, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"item index {path} was not loaded: {problem}; publish the model version again")
+
+
+class SourceError(EngineError):
+    """A data set can't be read as events."""
+
+    def __init__(self, path: object, *, problem: str, remedy: str) -> None:
+        self.path, self.problem, self.remedy = path, problem, remedy
+        super().__init__(f"{path}: {problem}; {remedy}")

@@ -1,0 +1,90 @@
+"""Every Prometheus metric of every process, in base units; `docs/metrics.md` explains each and a test compares the two.
+
+Labels come from closed sets. No user or item id is ever a label; only `mindstream_model_info` carries a version.
+Freshness is measured from the time the log accepted a click (LogAppendTime), so a replay of old data measures itself
+rightly.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+FRESHNESS_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300, 1800)
+STAGE_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
+
+CLICKS = Counter("mindstream_clicks_total", "Clicks taken from the log, by what became of them.", ["outcome"])
+for _outcome in ("applied", "redelivered", "rejected"):
+    CLICKS.labels(_outcome)
+REJECTED = Counter("mindstream_rejected_total", "Messages sent to the dead letters, by reason.", ["reason"])
+TOMBSTONES = Counter("mindstream_tombstones_ignored_total", "Records of `clicks` with no value; they erase nothing.")
+
+STAGE = Histogram("mindstream_stage_seconds", "Time one batch spends in a stage.", ["stage"], buckets=STAGE_BUCKETS)
+for _stage in ("decode", "store", "wait", "route", "search", "publish"):
+    STAGE.labels(_stage)
+CLICK_TO_INTERESTS = Histogram(
+    "mindstream_click_to_interests_seconds",
+    "From a click's acceptance by the log to the user's new interest vectors.",
+    buckets=FRESHNESS_BUCKETS,
+)
+CLICK_TO_LIST = Histogram(
+    "mindstream_click_to_list_seconds",
+    "From a click's acceptance by the log to the acknowledged recall list.",
+    buckets=FRESHNESS_BUCKETS,
+)
+CLICK_TO_VISIBLE = Histogram(
+    "mindstream_click_to_visible_seconds",
+    "From a click's acceptance by the log to a list that a query answers with.",
+    buckets=FRESHNESS_BUCKETS,
+)
+
+DIRTY_USERS = Gauge("mindstream_dirty_users", "Users whose newest clicks are not in a list yet.")
+CONSUMER_LAG = Gauge("mindstream_consumer_lag", "Clicks in this engine's partitions that it has not applied.")
+LISTS_PUBLISHED = Counter("mindstream_lists_published_total", "Recall lists the broker acknowledged.")
+REFRESH_FAILURES = Counter("mindstream_refresh_failures_total", "Micro-batches that were given back to be tried again.")
+OWNED_PARTITIONS = Gauge("mindstream_owned_partitions", "Partitions of `clicks` assigned to this engine.")
+
+MODEL_INFO = Gauge("mindstream_model_info", "1 for the model version in service.", ["version"])
+MODEL_AGE = Gauge("mindstream_model_trained_timestamp_seconds", "When the version in service was made, Unix time.")
+SWAPS = Counter("mindstream_swaps_total", "Model versions announced, by what became of them.", ["outcome"])
+for _outcome in ("swapped", "refused"):
+    SWAPS.labels(_outcome)
+LISTS_ON_CURRENT_VERSION = Gauge(
+    "mindstream_lists_on_current_version_ratio", "Share of the kept lists that the version in service made."
+)
+RECALL_AUDIT = Gauge(
+    "mindstream_recall_at_k_audit", "Share of the exact nearest items that sampled index searches found."
+)
+
+CATALOG_ITEMS = Gauge("mindstream_catalog_items", "Items of the catalog, removed ones not counted.")
+LISTS_HELD = Gauge("mindstream_lists_held", "Recall lists that this query service answers from.")
+LISTS_LAG = Gauge("mindstream_lists_lag", "Records of `recall-lists` that this query service has not applied.")
+LOG_CLICKS = Gauge("mindstream_log_clicks", "Records the `clicks` topic holds, as the query service last saw.")
+REQUESTS = Counter("mindstream_http_requests_total", "Answered HTTP requests.", ["route", "status"])
+REQUEST_SECONDS = Histogram(
+    "mindstream_http_request_seconds", "Time to answer an HTTP request.", ["route"], buckets=STAGE_BUCKETS
+)
+ANSWERS = Counter("mindstream_answers_total", "Recall lists answered, by where they came from.", ["source"])
+for _source in ("personal", "popular"):
+    ANSWERS.labels(_source)
+
+TRAINING_RUNS = Counter("mindstream_training_runs_total", "Training runs, by how they ended.", ["outcome"])
+for _outcome in ("published", "refused", "failed"):
+    TRAINING_RUNS.labels(_outcome)
+TRAINING_SECONDS = Gauge("mindstream_training_seconds", "How long the last training run took.")
+RECALL_AT_50 = Gauge(
+    "mindstream_recall_at_50", "Recall@50 on the held-out clicks of the last training run.", ["method"]
+)
+for _method in ("model", "popular", "item_cf"):
+    RECALL_AT_50.labels(_method)
+
+
+def show_model(version: str) -> None:
+    """Make *version* the only one that `mindstream_model_info` names."""
+    MODEL_INFO.clear()
+    MODEL_INFO.labels(version).set(1)
+
+
+def listen(port: int, *, host: str) -> None:
+    """Serve the metrics of this process at `http://host:port/metrics`; port 0 serves none."""
+    if port:
+        start_http_server(port, addr=host)

@@ -1,0 +1,288 @@
+"""Settings: how a process runs, read once at its start from a TOML file and `MINDSTREAM_*` variables.
+
+Order of precedence: command line, environment, TOML file (`mindstream.toml`, or the file that `MINDSTREAM_CONFIG`
+names), default. The object is frozen and passed down; no other module reads the environment. What a model *is* lives
+in its `config`, which travels with the weights (`engine/model/config.py`). `docs/settings.md` lists every field, and a
+test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from engine.errors import ConfigError
+
+PREFIX = "MINDSTREAM_"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OUTSIDE_NAMES = {"kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS"}
+"""Settings that go by a name of their own in the environment, because the rest of the world calls them so."""
+
+
+class Settings(BaseSettings):
+    """Every setting of every command; the defaults run the whole system on one machine."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
+
+    # --- where things are
+    data_dir: Path = Path("data")
+    """Everything on disk: broker, stores, model versions, logs."""
+    cache_dir: Path = Path.home() / ".cache" / "mindstream"
+    """Downloads that outlive the data: the broker's jars and fetched data sets."""
+
+    # --- Kafka
+    kafka_bootstrap_servers: str | None = Field(
+        default=None, validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "kafka_bootstrap_servers")
+    )
+    """An existing cluster; when set, no broker is started. Unset: the local broker on `broker_port`."""
+    broker_port: int = Field(default=9092, ge=1, le=65_000)
+    """First port of the local broker; each node takes two, its own and its controller's."""
+    broker_heap_mb: int = Field(default=512, ge=128, le=65_536)
+    """Heap of one local broker node, in megabytes."""
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How every client of this project talks to Kafka."""
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    """Used by the SASL protocols."""
+    kafka_username: str | None = None
+    """SASL user name."""
+    kafka_password: SecretStr | None = None
+    """SASL password; never printed."""
+    kafka_ca_file: Path | None = None
+    """Certificate authority that signed the brokers' certificates; unset: the system's."""
+    kafka_cert_file: Path | None = None
+    """This client's certificate, for mutual TLS."""
+    kafka_key_file: Path | None = None
+    """The key of `kafka_cert_file`."""
+    topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,100}$")
+    """Put before every topic's name, so that several systems share a cluster."""
+    clicks_partitions: int = Field(default=4, ge=1, le=1_000)
+    """Partitions of `clicks` and `recall-lists` when they are created; fixed for the life of the topic."""
+    replication_factor: int = Field(default=1, ge=1, le=10)
+    """Replicas of each topic when it is created; 3 in production."""
+    consumer_group: str = Field(default="mindstream-engine", min_length=1, max_length=200)
+    """Consumer group that shares the partitions of `clicks` among engines."""
+    session_timeout_s: float = Field(default=10.0, ge=1.0, le=300.0)
+    """How long a silent engine keeps its partitions."""
+
+    # --- windows and ingest
+    window_max_clicks: int = Field(default=50, ge=1, le=10_000)
+    """Clicks a window keeps: the newest by event time."""
+    future_tolerance_ms: int = Field(default=60_000, ge=0, le=86_400_000)
+    """How far a click's time may lie after the time its record was logged, in milliseconds."""
+    max_message_bytes: int = Field(default=65_536, ge=256, le=1_000_000)
+    """Larger clicks and items go to the dead letters unread."""
+
+    # --- refresh and lists
+    refresh_batch_size: int = Field(default=256, ge=1, le=100_000)
+    """Users routed together at the most."""
+    refresh_wait_ms: int = Field(default=5, ge=0, le=10_000)
+    """How long the refresh loop waits for company after the first dirty user, in milliseconds."""
+    list_size: int = Field(default=200, ge=1, le=1_000)
+    """Items of a recall list."""
+    interest_floor: float = Field(default=0.1, ge=0.0, le=0.5)
+    """Share of a list that each interest gets at least, if it has that many candidates; scaled down so that it fits."""
+    interest_cap: float = Field(default=0.7, ge=0.1, le=1.0)
+    """Share of a list that one interest gets at most, while others can fill the rest."""
+    exclude_seen: bool = True
+    """Leave items of the user's window out of the list."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where routing runs; auto takes CUDA where there is one."""
+    index_backend: Literal["hnsw", "exact"] = "hnsw"
+    """What searches the items: an hnswlib graph, or exact search."""
+    index_ef: int = Field(default=200, ge=10, le=10_000)
+    """Candidates hnswlib keeps while it searches; higher finds more and costs more."""
+    torch_threads: int = Field(default=1, ge=1, le=256)
+    """Threads of torch and of the index in an engine or query service."""
+
+    # --- models
+    registry_url: str | None = None
+    """Where model versions are kept, a directory or an fsspec address; unset: `<data_dir>/models`."""
+    train_batch_size: int = Field(default=512, ge=8, le=65_536)
+    """Samples of one training step."""
+    train_epochs: float = Field(default=4.0, gt=0.0, le=1_000.0)
+    """Passes over the samples."""
+    train_max_seconds: float = Field(default=75.0, ge=1.0, le=86_400.0)
+    """A training run takes no longer than this; it learns from fewer passes then."""
+    train_threads: int = Field(default=2, ge=1, le=256)
+    """Threads of torch and of the index build in the trainer."""
+    train_min_clicks: int = Field(default=1_000, ge=10, le=10**9)
+    """Fewer clicks in the log train nothing."""
+    holdout_share: float = Field(default=0.1, gt=0.0, lt=0.9)
+    """Share of the clicks, the latest ones, that a version is judged on."""
+    seed: int = Field(default=7, ge=0, le=2**31 - 1)
+    """Seed of training and of the simulated shop."""
+
+    # --- listeners
+    serve_host: str = "127.0.0.1"
+    """Address of the query service; any but loopback demands `api_token`."""
+    serve_port: int = Field(default=8080, ge=1, le=65_535)
+    """Port of the query service and its page."""
+    api_token: SecretStr | None = None
+    """Bearer token that every request must carry when it is set; at least 16 characters."""
+    metrics_host: str = "127.0.0.1"
+    """Address of the metrics listeners of engine and trainer."""
+    engine_metrics_port: int = Field(default=9101, ge=0, le=65_535)
+    """Port of the engine's metrics; 0 turns them off."""
+    trainer_metrics_port: int = Field(default=9102, ge=0, le=65_535)
+    """Port of the trainer's metrics; 0 turns them off."""
+    max_query_items: int = Field(default=200, ge=1, le=1_000)
+    """Largest `limit` of a query."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=100_000_000)
+    """Larger HTTP bodies are refused."""
+    ready_max_lag: int = Field(default=10_000, ge=0, le=10**9)
+    """A query service further behind than this many lists is not ready."""
+
+    # --- logs
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log line that is written."""
+    log_salt: SecretStr = SecretStr("mindstream")
+    """Key of the hash under which user ids appear in logs; set your own in production."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The brokers to ask first, as `host:port,host:port`."""
+        return self.kafka_bootstrap_servers or f"127.0.0.1:{self.broker_port}"
+
+    @property
+    def uses_local_broker(self) -> bool:
+        """True when this project starts its own broker."""
+        return self.kafka_bootstrap_servers is None
+
+    @property
+    def registry(self) -> str:
+        """Address of the model registry."""
+        return self.registry_url or str(self.data_dir / "models")
+
+    def topic(self, name: str) -> str:
+        """Return the full name of the topic called *name* in the contract."""
+        return self.topic_prefix + name
+
+    def kafka_client_options(self) -> dict[str, Any]:
+        """Return what aiokafka and kafka-python clients alike are constructed with: address, TLS and SASL."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.kafka_security_protocol,
+        }
+        if self.kafka_security_protocol.endswith("SSL"):
+            options["ssl_context"] = self.kafka_ssl_context()
+        if self.kafka_security_protocol.startswith("SASL") and self.kafka_password is not None:
+            options["sasl_mechanism"] = self.kafka_sasl_mechanism
+            options["sasl_plain_username"] = self.kafka_username
+            options["sasl_plain_password"] = self.kafka_password.get_secret_value()
+        return options
+
+    def kafka_ssl_context(self) -> ssl.SSLContext:
+        """Return a context that checks the brokers' certificates and host names."""
+        context = ssl.create_default_context(cafile=str(self.kafka_ca_file) if self.kafka_ca_file else None)
+        if self.kafka_cert_file is not None:
+            context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file)
+        return context
+
+    def public(self) -> dict[str, object]:
+        """Return every setting in force with secrets masked, for the line that a process prints at its start."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in self.model_dump().items()}
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Return the settings in force; *overrides* come from the command line, and None means not given.
+
+    Raises:
+        ConfigError: a value is out of range, a key is unknown, or two settings contradict each other.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    environment = _read_environment(os.environ)
+    try:
+        settings = Settings(**{**_read_file(), **environment, **given})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise _named(error, environment) from error
+    _check_together(settings)
+    return settings
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    known |= {outside: name for name, outside in OUTSIDE_NAMES.items()}
+    for key in environ:
+        if key.startswith(PREFIX) and key not in known and key != PREFIX + "CONFIG":
+            raise ConfigError(key, got=environ[key], expected="a known setting; docs/settings.md lists them")
+    return {name: environ[key] for key, name in known.items() if environ.get(key, "") != ""}
+
+
+def _read_file() -> dict[str, object]:
+    named = os.environ.get(PREFIX + "CONFIG")
+    path = Path(named or "mindstream.toml")
+    if not path.is_file():
+        if named:
+            raise ConfigError(PREFIX + "CONFIG", got=named, expected="the path of an existing TOML file")
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), got=str(error), expected="valid TOML") from error
+    for key in values:
+        if key not in Settings.model_fields:
+            raise ConfigError(
+                f"{path}: {key}", got=values[key], expected="a known setting; docs/settings.md lists them"
+            )
+    return values
+
+
+def _named(error: ValidationError, environment: Mapping[str, object]) -> ConfigError:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    name = next((field for field, outside in OUTSIDE_NAMES.items() if outside == name), name)
+    key = OUTSIDE_NAMES.get(name, PREFIX + name.upper()) if name in environment else name
+    return ConfigError(key, got=first["input"], expected=allowed(name))
+
+
+def allowed(name: str) -> str:
+    """Return in words what the setting *name* accepts, read off its type and range."""
+    field = Settings.model_fields[name]
+    choices = getattr(field.annotation, "__args__", None)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "one of " + ", ".join(choices)
+    bounds = {type(rule).__name__: rule for rule in field.metadata}
+    kind = getattr(field.annotation, "__name__", str(field.annotation))
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, "text")
+    for rule, phrase, attribute in (
+        ("Ge", "at least", "ge"),
+        ("Gt", "more than", "gt"),
+        ("Le", "at most", "le"),
+        ("Lt", "less than", "lt"),
+    ):
+        if rule in bounds:
+            words += f", {phrase} {getattr(bounds[rule], attribute)}"
+    return words
+
+
+def _check_together(settings: Settings) -> None:
+    token = settings.api_token
+    if token is not None and len(token.get_secret_value()) < 16:
+        raise ConfigError(PREFIX + "API_TOKEN", got="a shorter one", expected="at least 16 characters long")
+    if settings.serve_host not in LOOPBACK and token is None:
+        raise ConfigError(
+            PREFIX + "API_TOKEN",
+            got=None,
+            expected=f"set when the query service listens on {settings.serve_host}, which is not loopback",
+        )
+    if settings.kafka_security_protocol.startswith("SASL") and not (
+        settings.kafka_username and settings.kafka_password
+    ):
+        raise ConfigError(
+            PREFIX + "KAFKA_PASSWORD",
+            got=None,
+            expected=f"set together with {PREFIX}KAFKA_USERNAME for {settings.kafka_security_protocol}",
+        )
+    if settings.max_query_items > settings.list_size:
+        raise ConfigError(
+            PREFIX + "MAX_QUERY_ITEMS",
+            got=settings.max_query_items,
+            expected=f"at most MINDSTREAM_LIST_SIZE, {settings.list_size}",
+        )

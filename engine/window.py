@@ -1,0 +1,47 @@
+"""The behavior window: one user's kept clicks, and the one rule that says which.
+
+A window is the `max_clicks` greatest distinct clicks, ordered by `(clicked_at_ms, identity)` bytewise. Two clicks with
+the same pair are one click, and the later in the log is kept. The rule is a join: order of arrival, duplicates and
+replay can't change the result, which is what makes at-least-once delivery exact. Nothing here reads a clock.
+
+Serving (`engine/store/windows.py`), training (`trainer/log.py`) and tests share these values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from engine.events import ClickEvent
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviorWindow:
+    """One user's kept clicks, oldest first; ties in `clicked_at_ms` are ordered by identity, bytewise."""
+
+    clicks: tuple[ClickEvent, ...] = ()
+
+    @classmethod
+    def of(cls, clicks: Iterable[ClickEvent], *, max_clicks: int) -> Self:
+        """Return the window that *clicks*, given in log order, leave behind."""
+        distinct = {(click.clicked_at_ms, click.identity): click for click in clicks}
+        newest = sorted(distinct)[-max_clicks:]
+        return cls(tuple(distinct[order] for order in newest))
+
+    def append(self, click: ClickEvent, *, max_clicks: int) -> Self:
+        """Return the window with *click*, the latest in the log, in its event-time place."""
+        return self.of((*self.clicks, click), max_clicks=max_clicks)
+
+    @property
+    def item_ids(self) -> Sequence[str]:
+        """The clicked items, oldest click first, repeats kept."""
+        return [click.item_id for click in self.clicks]
+
+    @property
+    def newest_ms(self) -> int | None:
+        """Event time of the newest click, in milliseconds; None for an empty window."""
+        return self.clicks[-1].clicked_at_ms if self.clicks else None
+
+    def __len__(self) -> int:
+        return len(self.clicks)

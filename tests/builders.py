@@ -1,0 +1,37 @@
+"""Builders: the smallest valid value, with what the test is about spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.events import ClickEvent
+from engine.window import BehaviorWindow
+
+NOON_MS = 1_291_204_800_000
+"""2010-12-01 12:00 UTC; an event time for tests that don't care which."""
+
+
+def make_click(
+    *,
+    user_id: str = "u1",
+    item_id: str = "i1",
+    clicked_at_ms: int = NOON_MS,
+    event_id: str | None = None,
+    event_type: str = "click",
+    weight: float = 1.0,
+    profile: dict[str, str | float] | None = None,
+) -> ClickEvent:
+    return ClickEvent(
+        user_id=user_id,
+        item_id=item_id,
+        clicked_at_ms=clicked_at_ms,
+        event_id=event_id,
+        event_type=event_type,
+        weight=weight,
+        profile=profile,
+    )
+
+
+def make_window(*, clicked_at_ms: Sequence[int], user_id: str = "u1", max_clicks: int = 50) -> BehaviorWindow:
+    clicks = [make_click(user_id=user_id, item_id=f"i{at}", clicked_at_ms=at) for at in clicked_at_ms]
+    return BehaviorWindow.of(clicks, max_clicks=max_clicks)
