@@ -1,0 +1,246 @@
+"""The `mindstream` command: one sub-command a role, each a thin call into the package that does the work.
+
+Imports stand inside the commands, so that `--help` answers at once and a query service loads no Faust.
+Exit codes: 0 done, 1 a named failure, 2 a wrong setting or argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.errors import ConfigError, EngineError
+from engine.logs import configure_logs
+from engine.settings import Settings, load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Streaming multi-interest recall: a click becomes a fresh list in a fraction of a second.\n\n"
+    "Settings come from MINDSTREAM_* variables and mindstream.toml; docs/settings.md lists them.",
+)
+dead_letters = typer.Typer(
+    no_args_is_help=True, help="Messages that could not be taken: look at them, send them again."
+)
+data = typer.Typer(no_args_is_help=True, help="Public data sets to try the engine on.")
+topics = typer.Typer(no_args_is_help=True, help="The Kafka topics of the contract.")
+windows = typer.Typer(no_args_is_help=True, help="The behavior windows on this machine's disk.")
+models = typer.Typer(no_args_is_help=True, help="Published model versions.")
+app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(data, name="data")
+app.add_typer(topics, name="topics")
+app.add_typer(windows, name="windows")
+app.add_typer(models, name="models")
+
+DataPath = Annotated[
+    Path | None,
+    typer.Option("--data", help="Real events: a folder or file (docs/data.md). Without it, the simulated shop."),
+]
+UserColumn = Annotated[str | None, typer.Option(help="Column with the user id, in a CSV, TSV or Parquet file.")]
+ItemColumn = Annotated[str | None, typer.Option(help="Column with the item id.")]
+TimeColumn = Annotated[str | None, typer.Option(help="Column with the event time.")]
+
+
+def main() -> None:
+    """Run the command line and turn our errors into one sentence and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(error, code=2)
+    except EngineError as error:
+        _fail(error, code=1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: EngineError, *, code: int) -> None:
+    typer.echo(f"mindstream: {error}", err=True)
+    sys.exit(code)
+
+
+def _settings(role: str, **overrides: object) -> Settings:
+    settings = load_settings(**overrides)
+    configure_logs(settings, role=role)
+    return settings
+
+
+@app.command()
+def up(
+    data_path: DataPath = None,
+    exit_when_replayed: Annotated[
+        bool, typer.Option("--exit-when-replayed", help="Stop after the replay and 60 s of live traffic.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write what was measured to this file, as JSON.")] = None,
+    clicks: Annotated[
+        int | None, typer.Option(min=100, help="Use only the first so many clicks of the source.")
+    ] = None,
+    live_rate: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="Live clicks per second after the replay.")
+    ] = 20.0,
+    train_every: Annotated[str, typer.Option(help="Retrain this often: 90s, 15m, 2h.")] = "15m",
+) -> None:
+    """Run the whole system on this machine until Ctrl-C: broker, engine, trainer, query service, page."""
+    from engine.up import UpOptions, run_up
+
+    options = UpOptions(
+        data_path=data_path,
+        exit_when_replayed=exit_when_replayed,
+        report_path=report,
+        click_limit=clicks,
+        live_rate=live_rate,
+        train_every=train_every,
+    )
+    duration_s(train_every)
+    raise typer.Exit(run_up(_settings("up"), options))
+
+
+@app.command()
+def broker(
+    nodes: Annotated[int, typer.Option(min=1, max=5, help="Kafka nodes; 3 for fault tests.")] = 1,
+    port: Annotated[int | None, typer.Option(help="First port; each node takes two.")] = None,
+    fetch_only: Annotated[bool, typer.Option("--fetch-only", help="Only download the broker's jars.")] = False,
+) -> None:
+    """Run a real Apache Kafka broker on this machine, for machines that have none."""
+    from engine.streams.local_broker import fetch_jars, run_broker
+
+    settings = _settings("broker", broker_port=port)
+    if fetch_only:
+        fetch_jars(settings)
+    else:
+        run_broker(settings, nodes)
+
+
+@app.command()
+def engine() -> None:
+    """Run one engine: clicks in, fresh recall lists out. More engines share the partitions."""
+    from engine.streams.app import run_engine
+
+    run_engine(_settings("engine"))
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; any but loopback demands a token.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Run the query service and the page."""
+    from engine.serving.server import run_server
+
+    run_server(_settings("serve", serve_host=host, serve_port=port))
+
+
+@app.command()
+def train(
+    every: Annotated[
+        str | None, typer.Option(help="Train again and again, this long between starts: 90s, 15m, 2h.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="Only clicks logged since this time (ISO 8601).")] = None,
+    last: Annotated[str | None, typer.Option(help="Only clicks logged within this long: 12h, 30d.")] = None,
+    version_zero: Annotated[
+        bool,
+        typer.Option("--version-zero", help="Only publish version 0000, the popular lists, if there is no version."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Publish even when no better than the popular list.")] = False,
+) -> None:
+    """Train on the click log, evaluate on its latest clicks, publish a model version."""
+    from trainer.run import run_training
+
+    run_training(
+        _settings("trainer"),
+        every_s=duration_s(every) if every else None,
+        since_ms=_since_ms(since, last),
+        version_zero_only=version_zero,
+        force=force,
+    )
+
+
+@app.command()
+def replay(
+    data_path: DataPath = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Clicks per second; as fast as possible without it.")
+    ] = None,
+    speed: Annotated[float | None, typer.Option(min=0.001, help="Compress event time by this factor instead.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Send only the first so many clicks.")] = None,
+    restamp: Annotated[bool, typer.Option("--restamp", help="Send each click with the time of sending.")] = False,
+    skip_items: Annotated[bool, typer.Option("--skip-items", help="Send no catalog.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew instead of where the last replay stopped.")
+    ] = False,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+) -> None:
+    """Send a data set, or the simulated shop, into `clicks` and `items`."""
+    from engine.replay import run_replay
+
+    columns = {"user_column": user_column, "item_column": item_column, "time_column": time_column}
+    run_replay(
+        _settings("replay"),
+        data_path=data_path,
+        rate=rate,
+        speed=speed,
+        last=limit,
+        restamp=restamp,
+        send_items=not skip_items,
+        fresh=fresh,
+        **{name: value for name, value in columns.items() if value is not None},
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Check the set-up and say what is wrong."""
+    from engine.doctor import check_setup
+
+    checks = check_setup(_settings("doctor"))
+    for check in checks:
+        typer.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
+        if not check.ok:
+            typer.echo(f"      {check.remedy}")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+def _since_ms(since: str | None, last: str | None) -> int | None:
+    if since and last:
+        raise ConfigError("--since", got=since, expected="given without --last")
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    if last:
+        return now_ms - int(duration_s(last) * 1000)
+    if since:
+        try:
+            moment = datetime.fromisoformat(since)
+        except ValueError as error:
+            raise ConfigError("--since", got=since, expected="a time such as 2026-01-31T12:00") from error
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return None
+
+
+def duration_s(text: str) -> float:
+    """Return the seconds that *text* such as `90s`, `15m`, `2h` or `30d` stands for.
+
+    Raises:
+        ConfigError: it is not a number with one of these units.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or float(match[1]) == 0:
+        raise ConfigError("duration", got=text, expected="a number with a unit, such as 90s, 15m, 2h or 30d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2]]
+
+
+def _show_lines(rows: Any, *, as_text: Callable[[Any], str] = lambda row: json.dumps(row, ensure_ascii=False)) -> None:
+    for row in rows:
+        sys.stdout.write(as_text(row) + "\n")
+
+
+def _run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
