@@ -58,6 +58,9 @@ RECALL_AUDIT = Gauge(
 CATALOG_ITEMS = Gauge("mindstream_catalog_items", "Items of the catalog, removed ones not counted.")
 LISTS_HELD = Gauge("mindstream_lists_held", "Recall lists that this query service answers from.")
 LISTS_LAG = Gauge("mindstream_lists_lag", "Records of `recall-lists` that this query service has not applied.")
+LIST_RECORDS_REFUSED = Counter(
+    "mindstream_list_records_refused_total", "Records of `recall-lists` without key or order, passed over."
+)
 LOG_CLICKS = Gauge("mindstream_log_clicks", "Records the `clicks` topic holds, as the query service last saw.")
 REQUESTS = Counter("mindstream_http_requests_total", "Answered HTTP requests.", ["route", "status"])
 REQUEST_SECONDS = Histogram(
