@@ -1,0 +1,59 @@
+"""Exact search: every item is scored, on the CPU or on CUDA.
+
+The faster backend for a small catalog or on a GPU, and the judge of the other one. The matrix product only selects; the
+scores that leave are those of `index.rank`, the same as the graph's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, nothing_found, rank
+
+_SCORES_AT_ONCE = 32_000_000
+"""Scores held at a time: 128 MB."""
+
+
+class ExactIndex:
+    """Scores every item for every interest; see `ItemIndex` for the contract."""
+
+    def __init__(self, vectors: npt.ArrayLike, *, device: str = "cpu") -> None:
+        self.vectors = check_item_vectors(vectors)
+        # A copy: torch has no notion of an array that can't be written to.
+        self._items = torch.tensor(self.vectors, device=device)
+
+    @property
+    def dimensions(self) -> int:
+        """D, the length of an item vector and of an interest."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def size(self) -> int:
+        """N, the number of items."""
+        return len(self.vectors)
+
+    def search(self, interests: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """Return the *k* best items of each interest; see `ItemIndex.search`."""
+        queries, finite = check_interests(interests, self.dimensions)
+        rows, scores = nothing_found(len(queries), k)
+        width = min(k, self.size)
+        if not len(queries) or not width:
+            return rows, scores
+        step = max(1, _SCORES_AT_ONCE // self.size)
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            rows[part, :width] = self._best(queries[part], width)
+        rows[~finite] = NO_ROW
+        return rank(self.vectors, queries, rows)
+
+    def _best(self, queries: Vectors, k: int) -> Rows:
+        """Return the (Q, k) best rows; of items equal at the last place, those of the lowest rows."""
+        with torch.inference_mode():
+            scores = torch.as_tensor(queries, device=self._items.device) @ self._items.T
+            best, rows = torch.topk(scores, k, dim=1)
+            crowded = (scores >= best[:, -1:]).sum(dim=1) > k
+            for query in torch.nonzero(crowded).flatten().tolist():
+                rows[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
+            return np.asarray(rows.cpu().numpy(), dtype=np.int64)
