@@ -1,1 +1,19 @@
-"""MIND: behavior windows in, interest vectors out. Needs only torch, numpy and safetensors."""
+"""Windows to interest vectors, items to item vectors: MIND, and the registry that keeps trained versions.
+
+Importing this package needs torch, safetensors and NumPy alone; `registry` is imported by name where it is used.
+"""
+
+from engine.model.config import MindConfig
+from engine.model.features import NEGATIVE_EVENT_TYPES, Interests, ItemInput, UserInput
+from engine.model.mind import InterestModel
+from engine.model.vocabulary import Vocabulary
+
+__all__ = [
+    "NEGATIVE_EVENT_TYPES",
+    "InterestModel",
+    "Interests",
+    "ItemInput",
+    "MindConfig",
+    "UserInput",
+    "Vocabulary",
+]

@@ -1,0 +1,146 @@
+"""What goes into a model and what comes out, in the words of events: plain values and NumPy arrays.
+
+`encode_windows` turns users into one `WindowBatch` of rows and numbers. Windows lie at the right edge: the last column
+holds the newest click of every user, padding comes before the oldest, so a column is an age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.model.config import MindConfig
+from engine.model.routing import count_interests
+
+if TYPE_CHECKING:
+    from engine.model.vocabulary import Field, Vocabulary
+
+NEGATIVE_EVENT_TYPES = frozenset({"dislike", "hide"})
+"""Event types that say what a user does not want; such clicks never enter routing."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserInput:
+    """One user's window and profile."""
+
+    item_ids: Sequence[str]
+    """Clicked items, oldest first, repeats kept."""
+    weights: Sequence[float] = ()
+    """One weight a click; empty: all 1."""
+    profile: Mapping[str, str | float] = field(default_factory=dict)
+    event_types: Sequence[str] = ()
+    """One event type a click, so that negative ones are left out; empty: all positive."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemInput:
+    """What the catalog says of one item."""
+
+    item_id: str
+    category: str | None = None
+    brand: str | None = None
+    shop: str | None = None
+    features: Mapping[str, str | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Interests:
+    """The interests of B users; L is the longest window of the batch, in known clicks."""
+
+    vectors: np.ndarray
+    """(B, K, D) float32, zero where unused."""
+    mask: np.ndarray
+    """(B, K) bool, True for the interests in use; a user with no known click has none."""
+    routing_weights: np.ndarray
+    """(B, L, K) float32, how much each click gave each interest, recency and click weight included."""
+    positions: np.ndarray
+    """(B, L) int64, where each click stands in its user's `item_ids`, ascending; -1 for padding, which comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowBatch:
+    """B windows as rows and numbers, newest click in the last column."""
+
+    rows: np.ndarray
+    """(B, L) int64 item rows, 0 for padding."""
+    strengths: np.ndarray
+    """(B, L) float32 factors from the clicks' weights; 0 for padding."""
+    counts: np.ndarray
+    """(B,) int64 interest counts."""
+    profile_rows: np.ndarray
+    """(B, P) int64, one column a profile attribute; 0 for an absent or unseen value, 1 for any number."""
+    profile_numbers: np.ndarray
+    """(B, P) float32 standardized numbers; 0 for a text or an absent number."""
+
+
+def encode_windows(
+    users: Sequence[UserInput], vocabulary: Vocabulary, config: MindConfig
+) -> tuple[WindowBatch, np.ndarray]:
+    """Return the users' windows and the (B, L) positions of their clicks; the newest `max_clicks` known ones stay."""
+    kept = [_known_clicks(user, vocabulary.item_rows, config.max_clicks) for user in users]
+    length = max((len(positions) for positions, _rows in kept), default=0)
+    rows = np.zeros((len(users), length), dtype=np.int64)
+    positions = np.full((len(users), length), -1, dtype=np.int64)
+    weights = np.ones((len(users), length), dtype=np.float32)
+    for index, (user, (places, known)) in enumerate(zip(users, kept, strict=True)):
+        if not places:
+            continue
+        rows[index, -len(places) :] = known
+        positions[index, -len(places) :] = places
+        if len(user.weights):
+            weights[index, -len(places) :] = [user.weights[place] for place in places]
+    profile_rows, profile_numbers = encode_profiles([user.profile for user in users], vocabulary.profile_fields)
+    batch = WindowBatch(
+        rows=rows,
+        strengths=click_strengths(weights, config) * (rows > 0),
+        counts=count_interests(rows, interests=config.interests, dynamic=config.dynamic_interests),
+        profile_rows=profile_rows,
+        profile_numbers=profile_numbers,
+    )
+    return batch, positions
+
+
+def click_strengths(weights: np.ndarray, config: MindConfig) -> np.ndarray:
+    """Return the factor that each click's weight puts on its routing weights; float32, the shape of *weights*.
+
+    Logarithmic and capped, because weights such as quantities spread over five decades; below 0 counts as 0.
+    """
+    if config.weight_power == 0.0:
+        return np.ones(weights.shape, dtype=np.float32)
+    factors: np.ndarray = (np.log1p(np.maximum(weights, 0.0)) / np.log(2.0)) ** config.weight_power
+    return np.minimum(factors, config.weight_cap, dtype=np.float32)
+
+
+def encode_profiles(
+    profiles: Sequence[Mapping[str, str | float]], fields: Sequence[Field]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `profile_rows` and `profile_numbers` of a `WindowBatch`."""
+    rows = np.zeros((len(profiles), len(fields)), dtype=np.int64)
+    numbers = np.zeros((len(profiles), len(fields)), dtype=np.float32)
+    for index, profile in enumerate(profiles):
+        for column, attribute in enumerate(fields):
+            value = profile.get(attribute.name)
+            if not attribute.is_number:
+                rows[index, column] = attribute.row(value)
+            elif value is not None and not isinstance(value, str):
+                rows[index, column] = 1
+                numbers[index, column] = attribute.standardize(value)
+    return rows, numbers
+
+
+def _known_clicks(user: UserInput, item_rows: Mapping[str, int], max_clicks: int) -> tuple[list[int], list[int]]:
+    places: list[int] = []
+    rows: list[int] = []
+    for place in range(len(user.item_ids) - 1, -1, -1):
+        if user.event_types and user.event_types[place] in NEGATIVE_EVENT_TYPES:
+            continue
+        row = item_rows.get(user.item_ids[place])
+        if row is not None:
+            places.append(place)
+            rows.append(row)
+            if len(places) == max_clicks:
+                break
+    return places[::-1], rows[::-1]

@@ -1,0 +1,287 @@
+"""MindNetwork, the weights and the forward pass; InterestModel, the same for serving.
+
+Multi-Interest Network with Dynamic routing (Li et al. 2019): item side, routing, layers over concat(profile, capsule),
+label-aware attention. History items and targets share one table and are pooled alike, so the inner product of an
+interest and an item vector is the score, and an item that training never saw has a vector from its fields.
+Shape letters: B windows, L clicks, K interests, D dimensions, N items, F item fields, P profile attributes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.errors import ConfigError, IncompatibleVersion
+from engine.model.config import MindConfig
+from engine.model.features import Interests, ItemInput, UserInput, WindowBatch, encode_windows
+from engine.model.routing import route, starting_logits
+from engine.model.vocabulary import Vocabulary
+
+FIELD_ROWS = "item_field_rows"
+"""Name of the only integer tensor: the (N + 1, F) rows of every known item's fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTensors:
+    """A `WindowBatch` on the device of the network, field by field."""
+
+    rows: Tensor
+    strengths: Tensor
+    counts: Tensor
+    profile_rows: Tensor
+    profile_numbers: Tensor
+
+    @classmethod
+    def of(cls, batch: WindowBatch, device: torch.device) -> Self:
+        """Return *batch* on *device*."""
+        arrays = (batch.rows, batch.strengths, batch.counts, batch.profile_rows, batch.profile_numbers)
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+class MindNetwork(nn.Module):
+    """The trainable part; `InterestModel` wraps it for serving, `trainer/loop.py` trains it."""
+
+    item_field_rows: Tensor
+    logits: Tensor
+
+    def __init__(self, config: MindConfig, vocabulary: Vocabulary, field_rows: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        size = config.dimensions
+        self.item_ids = nn.Embedding(len(vocabulary.item_ids) + 1, size, padding_idx=0)
+        self.item_fields = nn.Embedding(vocabulary.field_row_count + 1, size, padding_idx=0)
+        self.shared_map = nn.Parameter(torch.eye(size))  # S
+        self.recency = nn.Parameter(-config.recency_start * torch.arange(config.max_clicks, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.tensor(config.interest_scale))
+        self.profile = ProfileLayer(config, vocabulary)
+        sizes = (size + self.profile.width, *config.hidden, size)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self.register_buffer(FIELD_ROWS, field_rows)
+        seeded = starting_logits(vocabulary.item_ids, interests=config.interests, seed=config.routing_seed)
+        self.register_buffer("logits", torch.from_numpy(seeded), persistent=False)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for table in (self.item_ids, self.item_fields):
+            nn.init.normal_(table.weight, std=self.config.dimensions**-0.5)
+            with torch.no_grad():
+                table.weight[0] = 0.0
+        if self.config.residual:
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)  # the layers start as nothing beside the capsule
+
+    def pool_items(self, rows: Tensor, *, id_kept: Tensor | None = None) -> Tensor:
+        """Return (..., D) vectors of known items: the mean of the id's vector and those of the fields present.
+
+        Args:
+            rows: (...) int64 item rows; 0 gives a zero vector.
+            id_kept: (...) bool, False to leave the id out where the item has a field; None keeps every id.
+        """
+        field_rows = self.item_field_rows[rows]  # (..., F)
+        has_id = (rows > 0).float()
+        if id_kept is not None:
+            has_id = has_id * (id_kept | (field_rows == 0).all(dim=-1)).float()
+        return self.pool(self.item_ids(rows), has_id, field_rows)
+
+    def pool(self, id_vectors: Tensor, has_id: Tensor, field_rows: Tensor) -> Tensor:
+        """Return the (..., D) mean of the id vectors where *has_id* is 1 and of the (..., F) field rows above 0."""
+        total = id_vectors * has_id.unsqueeze(-1)
+        present = has_id
+        if field_rows.shape[-1]:
+            total = total + self.item_fields(field_rows).sum(dim=-2)
+            present = present + (field_rows > 0).sum(dim=-1)
+        return total / present.clamp(min=1.0).unsqueeze(-1)
+
+    def map_behaviors(self, vectors: Tensor) -> Tensor:
+        """Return S applied to (..., D) item vectors."""
+        return vectors @ self.shared_map
+
+    def forward(self, behaviors: Tensor, windows: WindowTensors) -> tuple[Tensor, Tensor]:
+        """Return the interests of B windows.
+
+        Args:
+            behaviors: (B, L, D) item vectors, mapped by `map_behaviors`.
+            windows: the rest of the same windows.
+
+        Returns:
+            (B, K, D) float32 interest vectors, zero where unused, and the (B, L, K) float32 routing weights.
+        """
+        config = self.config
+        strengths = windows.strengths
+        length = windows.rows.shape[1]
+        if config.recency:
+            strengths = strengths * self.recency[:length].flip(0).exp()
+        capsules, weights = route(
+            behaviors,
+            strengths,
+            self.logits[windows.rows],
+            windows.counts,
+            rounds=config.rounds,
+            accumulate=config.accumulate_logits,
+        )
+        vectors = self._finish(capsules, self.profile(windows.profile_rows, windows.profile_numbers))
+        used = torch.arange(config.interests, device=vectors.device) < windows.counts.unsqueeze(-1)  # (B, K)
+        return vectors * used.unsqueeze(-1), weights
+
+    def _finish(self, capsules: Tensor, profiles: Tensor) -> Tensor:
+        hidden = torch.cat([profiles.unsqueeze(1).expand(-1, capsules.shape[1], -1), capsules], dim=-1)
+        for layer in self.layers[:-1]:
+            hidden = functional.relu(layer(hidden))
+        vectors: Tensor = self.layers[-1](hidden)
+        vectors = capsules + vectors if self.config.residual else functional.relu(vectors)
+        return functional.normalize(vectors, dim=-1) * self.scale if self.config.normalize_interests else vectors
+
+
+class ProfileLayer(nn.Module):
+    """Profile attributes to one vector: a row for each text and for "unknown", a direction for each number."""
+
+    starts: Tensor
+
+    def __init__(self, config: MindConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        fields = vocabulary.profile_fields
+        sizes = [2 if field.is_number else field.row_count + 1 for field in fields]
+        self.width = len(fields) * config.profile_dimensions
+        self.values = nn.Embedding(max(sum(sizes), 1), config.profile_dimensions)
+        self.directions = nn.Parameter(torch.zeros(len(fields), config.profile_dimensions))
+        nn.init.normal_(self.values.weight, std=0.1)
+        starts = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)[:-1]
+        self.register_buffer("starts", starts, persistent=False)
+
+    def forward(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """Return (B, width) float32 for the (B, P) `profile_rows` and `profile_numbers` of a window batch."""
+        vectors: Tensor = self.values(rows + self.starts) + numbers.unsqueeze(-1) * self.directions
+        return vectors.flatten(1)
+
+
+def attend(interests: Tensor, used: Tensor, targets: Tensor, *, power: float) -> Tensor:
+    """Return the (B, D) user vectors that face *targets*: label-aware attention, section 4.4.
+
+    The paper's softmax(pow(score, p)) breaks on negative scores; this is softmax(p * score), as monotone: p = 0 weighs
+    the interests alike, p = inf takes the best one alone.
+
+    Args:
+        interests: (B, K, D) float32.
+        used: (B, K) bool, at least one True in each row.
+        targets: (B, D) float32 item vectors.
+        power: p, 0 to inf.
+    """
+    scores = torch.bmm(interests, targets.unsqueeze(-1)).squeeze(-1).masked_fill(~used, -torch.inf)  # (B, K)
+    if math.isinf(power):
+        weights = functional.one_hot(scores.argmax(dim=-1), scores.shape[-1]).to(interests.dtype)
+    else:
+        weights = (scores * power if power else torch.zeros_like(scores)).masked_fill(~used, -torch.inf).softmax(dim=-1)
+    return torch.bmm(weights.unsqueeze(1), interests).squeeze(1)
+
+
+class InterestModel:
+    """One trained model, read-only: windows to interests, items to vectors.
+
+    Every method may be called from any thread. S is folded into the item table once, here, so a window costs one
+    gather. Results depend on the user or item alone: not on the batch, its padding, the process or earlier calls.
+    """
+
+    def __init__(self, network: MindNetwork, vocabulary: Vocabulary, *, device: str = "cpu") -> None:
+        self.config = network.config
+        self.vocabulary = vocabulary
+        self._device = torch.device(device)
+        self._network = network.to(self._device).eval().requires_grad_(False)
+        with torch.no_grad():
+            rows = torch.arange(len(vocabulary.item_ids) + 1, device=self._device)
+            self._items = self._network.pool_items(rows)  # (N + 1, D)
+            self._behaviors = self._network.map_behaviors(self._items)  # (N + 1, D)
+
+    def interests(self, users: Sequence[UserInput]) -> Interests:
+        """Return the interests of *users*; one without a known, positive click has none in use and zero vectors."""
+        batch, positions = encode_windows(users, self.vocabulary, self.config)
+        windows = WindowTensors.of(batch, self._device)
+        with torch.inference_mode():
+            vectors, weights = self._network(self._behaviors[windows.rows], windows)
+        return Interests(
+            vectors=vectors.cpu().numpy(),
+            mask=np.arange(self.config.interests) < batch.counts[:, None],
+            routing_weights=weights.cpu().numpy(),
+            positions=positions,
+        )
+
+    def item_vectors(self, items: Sequence[ItemInput]) -> np.ndarray:
+        """Return the (N, D) float32 vectors of *items* as the catalog describes them now.
+
+        A known item keeps the fields of its training where *items* gives none. An unknown one is the mean of its known
+        fields; with none of those its vector is zero, and it can't be recalled.
+        """
+        known = np.array([self.vocabulary.item_rows.get(item.item_id, 0) for item in items], dtype=np.int64)
+        given = np.array([self.vocabulary.field_rows(item) for item in items], dtype=np.int64)
+        rows = torch.from_numpy(known).to(self._device)
+        with torch.inference_mode():
+            trained = self._network.item_field_rows[rows]
+            now = torch.from_numpy(given.reshape(trained.shape)).to(self._device)
+            field_rows = torch.where(now > 0, now, trained)
+            vectors = self._network.pool(self._network.item_ids(rows), (rows > 0).float(), field_rows)
+        return vectors.cpu().numpy()
+
+    def all_item_vectors(self) -> tuple[list[str], np.ndarray]:
+        """Return the ids of all known items and their (N, D) float32 vectors, in row order."""
+        return list(self.vocabulary.item_ids), self._items[1:].cpu().numpy()
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
+        """Return config, vocabulary (both plain JSON values) and tensors: all that `load_parts` needs."""
+        tensors = {name: tensor.cpu().numpy().copy() for name, tensor in self._network.state_dict().items()}
+        return self.config.to_dict(), self.vocabulary.to_dict(), tensors
+
+    @classmethod
+    def load_parts(
+        cls,
+        config: Mapping[str, Any],
+        vocabulary: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray],
+        *,
+        device: str = "cpu",
+        version: str = "(unnamed)",
+    ) -> Self:
+        """Return the model whose `parts` these are.
+
+        Raises:
+            IncompatibleVersion: the parts don't fit this build or one another; it names *version*.
+        """
+        try:
+            mind_config = MindConfig.from_dict(config)
+        except ConfigError as error:
+            raise IncompatibleVersion(version, part=error.key, got=error.got, expected=error.expected) from error
+        try:
+            words = Vocabulary.from_dict(vocabulary)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IncompatibleVersion(version, part="vocabulary", got=repr(error), expected="readable") from error
+        field_rows = torch.zeros(len(words.item_ids) + 1, len(words.item_fields), dtype=torch.int64)
+        network = MindNetwork(mind_config, words, field_rows)
+        _check_tensors(tensors, network, words, version)
+        network.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+        return cls(network, words, device=device)
+
+
+def _check_tensors(
+    tensors: Mapping[str, np.ndarray], network: MindNetwork, vocabulary: Vocabulary, version: str
+) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | got.keys()):
+        if got.get(name) != expected.get(name):
+            part = f"tensor {name}"
+            raise IncompatibleVersion(version, part=part, got=got.get(name), expected=expected.get(name))
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise IncompatibleVersion(version, part=f"tensor {name}", got="not finite", expected="finite numbers")
+    rows = tensors[FIELD_ROWS]
+    if rows.size and (rows.min() < 0 or rows.max() > vocabulary.field_row_count):
+        part = f"tensor {FIELD_ROWS}"
+        raise IncompatibleVersion(
+            version, part=part, got=int(rows.max()), expected=f"0 to {vocabulary.field_row_count}"
+        )

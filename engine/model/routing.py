@@ -1,0 +1,104 @@
+"""Behavior-to-interest dynamic routing: behavior vectors in, interest capsules out.
+
+Li et al. 2019 (MIND), section 4.3 and Algorithm 1, with its traps closed: the softmax is over the interests of each
+behavior, padding and unused interests take no part, and the starting logits are a pure function of (item key, slot,
+seed), so the same window always gives the same interests, whatever its batch, process or model version.
+Shape letters: B windows, L clicks, K interests, D dimensions, N items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SLOTS_PER_HASH = 16
+"""A 64 byte hash gives 16 four byte numbers, which make 16 normal ones."""
+
+
+def route(
+    behaviors: Tensor, strengths: Tensor, logits: Tensor, counts: Tensor, *, rounds: int, accumulate: bool
+) -> tuple[Tensor, Tensor]:
+    """Cluster behavior vectors into interest capsules.
+
+    Differs from the paper in one factor: a behavior's routing weights are multiplied by its strength (recency, click
+    weight). Gradients flow through the last round alone.
+
+    Args:
+        behaviors: (B, L, D) float32, already mapped by the shared matrix S.
+        strengths: (B, L) float32, 0 for padding.
+        logits: (B, L, K) float32, starting routing logits; left unchanged.
+        counts: (B,) int64, interest counts; the first that many of the K slots are used.
+        rounds: routing iterations, at least 1.
+        accumulate: add the agreement to the logits instead of assigning it.
+
+    Returns:
+        (B, K, D) float32 capsules, each shorter than 1, zero where unused; (B, L, K) float32 weights that formed
+        them, zero for padding and unused slots.
+    """
+    unused = torch.arange(logits.shape[-1], device=logits.device) >= counts.clamp(min=1).unsqueeze(-1)  # (B, K)
+    with torch.no_grad():
+        for _ in range(rounds - 1):
+            capsules, _weights = _form(behaviors, strengths, logits, unused)
+            agreement = torch.bmm(behaviors, capsules.transpose(1, 2))  # (B, L, K)
+            logits = logits + agreement if accumulate else agreement  # b_ij
+    return _form(behaviors, strengths, logits, unused)
+
+
+def _form(behaviors: Tensor, strengths: Tensor, logits: Tensor, unused: Tensor) -> tuple[Tensor, Tensor]:
+    weights = logits.masked_fill(unused.unsqueeze(1), -torch.inf).softmax(dim=-1)  # w_ij, over the interests
+    weights = weights * strengths.unsqueeze(-1)  # padding has strength 0
+    return squash(torch.bmm(weights.transpose(1, 2), behaviors)), weights  # u_j
+
+
+def squash(vectors: Tensor) -> Tensor:
+    """Shrink lengths into [0, 1) and keep directions; (..., D) in, float32 (..., D) out."""
+    vectors = vectors.float()
+    squared = vectors.square().sum(dim=-1, keepdim=True)
+    # The epsilon keeps value and gradient finite for an empty window, whose capsules are zero.
+    return vectors * squared / (1 + squared) * torch.rsqrt(squared + 1e-9)
+
+
+def count_interests(rows: np.ndarray, *, interests: int, dynamic: bool) -> np.ndarray:
+    """Return the interest count of each window: (B, L) item rows, 0 for padding, in; (B,) int64 out.
+
+    K'_u = max(1, min(K, floor(log2 n))) for n distinct items (section 4.3, dynamic interest number); 0 for a window
+    with no known item, which has nothing to search with.
+    """
+    ordered = np.sort(rows, axis=1)
+    is_new = ordered > 0
+    is_new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    distinct = is_new.sum(axis=1)
+    if not dynamic:
+        return np.where(distinct > 0, interests, 0).astype(np.int64)
+    whole_log2 = np.frexp(np.maximum(distinct, 1))[1] - 1  # exact, unlike a rounded logarithm
+    return np.where(distinct > 0, np.clip(whole_log2, 1, interests), 0).astype(np.int64)
+
+
+def starting_logits(item_ids: Sequence[str], *, interests: int, seed: int) -> np.ndarray:
+    """Return (N + 1, K) float32 standard normal numbers, row i + 1 for item i; row 0, padding, is zero.
+
+    Each number depends on the item's key, the slot and the seed alone: a hash makes uniform numbers, Box-Muller makes
+    them normal.
+    """
+    logits = np.zeros((len(item_ids) + 1, interests), dtype=np.float32)
+    if not item_ids:
+        return logits
+    key = str(seed).encode()
+    blocks = []
+    for block in range(-(-interests // SLOTS_PER_HASH)):
+        digests = b"".join(
+            hashlib.blake2b(item.encode(), key=key, digest_size=64, salt=block.to_bytes(4, "little")).digest()
+            for item in item_ids
+        )
+        numbers = np.frombuffer(digests, dtype="<u4").reshape(len(item_ids), SLOTS_PER_HASH // 2, 2)
+        uniform = (numbers.astype(np.float64) + 0.5) / 2.0**32
+        radius = np.sqrt(-2.0 * np.log(uniform[..., 0]))
+        angle = 2.0 * np.pi * uniform[..., 1]
+        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        blocks.append(normal.reshape(len(item_ids), SLOTS_PER_HASH))
+    logits[1:] = np.concatenate(blocks, axis=1)[:, :interests]
+    return logits
