@@ -1,0 +1,383 @@
+"""The recall list: what a user's interests find in the item index, merged into one ranked answer.
+
+Stands between the index and the log. A refresh (`engine/refresh.py`) searches each interest in use, `merge` makes one
+list of what they found, and `encode_list` writes it in the contract's JSON: the same bytes that a query answers with
+and that the topic `recall-lists` keeps. Where there is no personal list, `popular_list` answers from the lists that are
+part of every model version. All of it is a pure function of its arguments: same input, same bytes.
+
+The merge, in order:
+
+1. Candidates that are seen, unavailable, padding or not finite are gone before anything is counted.
+2. An item found by several interests stays once, under the one that scores it best (then the lower interest).
+3. Each interest is given its best `floor * size` items, fewer if the floors together would not fit.
+4. The rest goes by score; an interest may hold up to `cap * size`.
+5. Only where that leaves the list short do interests go beyond their cap.
+6. The list is ordered by score, best first, ties by ascending item id, bytewise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Literal, Protocol, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import MalformedEvent
+from engine.settings import Settings
+from engine.window import BehaviorWindow
+
+NEGATIVE_EVENT_TYPES = frozenset({"dislike", "hide"})
+"""Clicks of these types form no interest, and their items are never recalled while the window holds them."""
+EXPLAINING_CLICKS = 5
+"""An interest names at most this many of the clicks that formed it."""
+
+
+class RankedItem(msgspec.Struct, frozen=True, gc=False):
+    """One recalled item: its score (inner product), and the interest that found it; None on a popular list."""
+
+    item_id: str
+    score: float
+    interest: int | None
+
+
+class FormingClick(msgspec.Struct, frozen=True, gc=False):
+    """A clicked item and its routing weight in one interest, 0 to 1."""
+
+    item_id: str
+    weight: float
+
+
+class InterestSummary(msgspec.Struct, frozen=True):
+    """One interest in use: its share of the window's routing mass, and the clicks that formed it, heaviest first."""
+
+    interest: int
+    weight: float
+    clicks: Sequence[FormingClick]
+
+
+class WindowClick(msgspec.Struct, frozen=True, gc=False):
+    """One click of the window that a list was computed from."""
+
+    item_id: str
+    clicked_at_ms: int
+    event_type: str
+
+
+class RecallList(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's merged, ranked answer with everything needed to date and explain it; the contract of `recall-lists`."""
+
+    user_id: str
+    items: Sequence[RankedItem]
+    """Best first; equal scores by ascending item id."""
+    interests: Sequence[InterestSummary] = ()
+    """In ascending interest number; empty on a popular list."""
+    window: Sequence[WindowClick] = ()
+    """Oldest click first."""
+    as_of_ms: int | None = None
+    """Event time of the newest click taken in; None without a window."""
+    accepted_at_ms: int | None = None
+    """When the log accepted the oldest click that this list is the first to reflect; None where no new click is in."""
+    computed_at_ms: int
+    """Wall time at which the list was made."""
+    window_offset: int = -1
+    """Offset in the user's partition of `clicks` up to which clicks are taken in; -1 for none."""
+    activation: int
+    """Offset of the model version's record on `models`."""
+    epoch: str = ""
+    """Cluster, topic id and partition count that `window_offset` belongs to."""
+    model_version: str
+    source: Literal["personal", "popular"] = "personal"
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(RecallList)
+
+
+def encode_list(recall_list: RecallList) -> bytes:
+    """Return the contract's JSON."""
+    return _ENCODER.encode(recall_list)
+
+
+def decode_list(value: bytes) -> RecallList:
+    """Return the list that *value* holds.
+
+    Raises:
+        MalformedEvent: it is not JSON, or not a recall list.
+    """
+    try:
+        return _DECODER.decode(value)
+    except msgspec.ValidationError as error:
+        raise MalformedEvent("type", f"not a recall list: {error}") from error
+    except msgspec.DecodeError as error:
+        raise MalformedEvent("json", f"not a recall list: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ListLimits:
+    """How many items a list has, and how many of them each interest may and must have."""
+
+    size: int
+    floor: float
+    """Share of the list that each interest gets, if it has that many candidates."""
+    cap: float
+    """Share of the list that one interest may have while others can fill the rest."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits that *settings* name."""
+        return cls(size=settings.list_size, floor=settings.interest_floor, cap=settings.interest_cap)
+
+    def floor_count(self, interests: int) -> int:
+        """Return how many items each of *interests* gets at least; all of them together fit the list."""
+        return min(int(self.floor * self.size), self.size // max(interests, 1))
+
+    @property
+    def cap_count(self) -> int:
+        """How many items one interest has at the most while others can fill the rest."""
+        return math.ceil(self.cap * self.size)
+
+
+class ItemRows:
+    """The items of one model version by row: their ids, and the bytewise order of the ids. Immutable."""
+
+    def __init__(self, item_ids: Sequence[str]) -> None:
+        self.item_ids = item_ids
+        self._row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+        # Code points order as UTF-8 bytes do, so sorting the strings is sorting the bytes.
+        by_id = np.array(sorted(range(len(item_ids)), key=item_ids.__getitem__), dtype=np.int64)
+        self.ranks: NDArray[np.uint64] = np.empty(len(item_ids), dtype=np.uint64)
+        """(N,) place of each row's item id among all, bytewise ascending."""
+        self.ranks[by_id] = np.arange(len(item_ids), dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def rows(self, item_ids: Iterable[str]) -> set[int]:
+        """Return the rows of those *item_ids* that this version knows."""
+        return {self._row_of[item_id] for item_id in item_ids if item_id in self._row_of}
+
+    def mask(self, item_ids: Iterable[str]) -> NDArray[np.bool_]:
+        """Return (N,) bool, True at the rows of *item_ids*."""
+        mask = np.zeros(len(self), dtype=np.bool_)
+        mask[list(self.rows(item_ids))] = True
+        return mask
+
+
+def merge(
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    interests: Sequence[int],
+    *,
+    items: ItemRows,
+    unavailable: NDArray[np.bool_],
+    seen: Collection[int],
+    limits: ListLimits,
+) -> list[RankedItem]:
+    """Return one list of what the interests in use found, by the rules at the top of this file.
+
+    Args:
+        rows: (Q, k) item rows each interest found, each at most once an interest; -1 is padding.
+        scores: (Q, k) float32, inner products, in any order.
+        interests: (Q,) ascending numbers of the interests that the rows belong to.
+        items: the version's items.
+        unavailable: (N,) bool, True where an item is removed or not available.
+        seen: rows that the user is not to get.
+        limits: size, floor and cap.
+
+    Returns:
+        At most `limits.size` items, fewer only where the candidates run out; best first, ties by item id.
+    """
+    kept = (rows >= 0) & np.isfinite(scores) & ~unavailable[rows]
+    found, score = rows[kept], scores[kept] + np.float32(0.0)  # -0.0 becomes 0.0: they are a tie
+    best_first = np.argsort(_descending(score, items.ranks[found]), kind="stable")
+    found, score, slots = found[best_first], score[best_first], np.nonzero(kept)[0][best_first]
+
+    chosen = _choose(found.tolist(), slots.tolist(), seen=seen, slot_count=len(interests), limits=limits)
+    return [
+        RankedItem(items.item_ids[row], value, interests[slot])
+        for row, value, slot in zip(found[chosen].tolist(), score[chosen].tolist(), slots[chosen].tolist(), strict=True)
+    ]
+
+
+def _descending(scores: NDArray[np.float32], ranks: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return keys that sort ascending as (score descending, rank ascending) does.
+
+    A float's bits, with the sign bit flipped (all bits, of a negative one), order as the floats do.
+    """
+    bits = scores.view(np.uint32)
+    ascending = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return (~ascending).astype(np.uint64) << np.uint64(32) | ranks
+
+
+def _choose(
+    rows: Sequence[int], slots: Sequence[int], *, seen: Collection[int], slot_count: int, limits: ListLimits
+) -> list[int]:
+    """Return the positions of the chosen candidates, ascending; candidates come best first.
+
+    What an interest gets is always a prefix of its own candidates, so a candidate's turn follows from its place among
+    them alone: within the floor, within the cap, or beyond it. A plain walk that stops early beats array operations
+    here: a thousand candidates are too few to pay for those.
+    """
+    floor, cap = limits.floor_count(slot_count), limits.cap_count
+    within_floor: list[int] = []
+    within_cap: list[int] = []
+    beyond: list[int] = []
+    taken, places, short = set(seen), [0] * slot_count, slot_count if floor else 0
+    for position, (row, slot) in enumerate(zip(rows, slots, strict=True)):
+        if row in taken:
+            continue
+        taken.add(row)
+        place = places[slot]
+        places[slot] = place + 1
+        if place < floor:
+            within_floor.append(position)
+            short -= place + 1 == floor
+        elif place < cap:
+            within_cap.append(position)
+        else:
+            beyond.append(position)
+        if not short and len(within_floor) + len(within_cap) >= limits.size:
+            break
+    return sorted((within_floor + within_cap + beyond)[: limits.size])
+
+
+def summarize_interests(
+    routing_weights: NDArray[np.float32], item_ids: Sequence[str], interests: Sequence[int]
+) -> list[InterestSummary]:
+    """Return each interest's share of the routing mass and the clicks that formed it.
+
+    Args:
+        routing_weights: (L, K) float32, one row per click, oldest first; rows of padding are not among them.
+        item_ids: (L,) the clicked items.
+        interests: numbers of the interests in use, ascending.
+
+    Returns:
+        One summary per interest in use; weights add up to 1. Of an item clicked several times the heaviest click is
+        named; equal weights go newest first.
+    """
+    used = routing_weights[:, list(interests)].astype(np.float64)
+    mass = used.sum(axis=0)
+    shares = np.round(mass / max(float(mass.sum()), 1e-12), 6).tolist()
+    # The stable sort of the reversed clicks puts the newest of equal weights first.
+    heaviest = len(used) - 1 - np.argsort(-used[::-1], axis=0, kind="stable")
+    return [
+        InterestSummary(number, share, _name_clicks(item_ids, places, weights))
+        for number, share, places, weights in zip(
+            interests, shares, heaviest.T.tolist(), np.round(used, 6).T.tolist(), strict=True
+        )
+    ]
+
+
+def _name_clicks(item_ids: Sequence[str], places: Sequence[int], weights: Sequence[float]) -> list[FormingClick]:
+    clicks: dict[str, float] = {}
+    for place in places:
+        clicks.setdefault(item_ids[place], weights[place])
+        if len(clicks) == EXPLAINING_CLICKS:
+            break
+    return [FormingClick(item_id, weight) for item_id, weight in clicks.items()]
+
+
+def describe_window(window: BehaviorWindow) -> list[WindowClick]:
+    """Return the window as a list carries it, oldest click first."""
+    return [WindowClick(click.item_id, click.clicked_at_ms, click.event_type) for click in window.clicks]
+
+
+class PopularItems(Protocol):
+    """The popular lists of a model version, most popular first."""
+
+    @property
+    def overall(self) -> Sequence[str]:
+        """Item ids over the whole catalog."""
+
+    @property
+    def by_category(self) -> Mapping[str, Sequence[str]]:
+        """Item ids of each category."""
+
+
+class PopularSnapshot(Protocol):
+    """What a popular answer needs of a serving snapshot."""
+
+    @property
+    def model_version(self) -> str:
+        """The version that the lists are part of."""
+
+    @property
+    def activation(self) -> int:
+        """Offset of the version's record on `models`."""
+
+    @property
+    def trained_at_ms(self) -> int:
+        """When the lists were counted."""
+
+    @property
+    def popular(self) -> PopularItems:
+        """The lists."""
+
+
+class ItemFacts(Protocol):
+    """What a popular answer needs of the catalog."""
+
+    def category(self, item_id: str) -> str | None:
+        """Return the item's category; None where it has none or is unknown."""
+
+    def is_available(self, item_id: str) -> bool:
+        """Return False for a removed or unavailable item."""
+
+
+def popular_list(
+    snapshot: PopularSnapshot,
+    catalog: ItemFacts,
+    *,
+    user_id: str,
+    limit: int,
+    window_item_ids: Sequence[str] = (),
+    exclude: Collection[str] = (),
+) -> RecallList:
+    """Return the answer for a user without a personal list.
+
+    Every other item is popular in a category of the user's window, where there is one: the categories take turns, most
+    clicked first. The rest is popular overall.
+
+    Args:
+        snapshot: the version in service.
+        catalog: categories and availability.
+        user_id: whom the list is for.
+        limit: how many items at the most.
+        window_item_ids: the user's clicked items, left out of the list; empty where nothing is known.
+        exclude: further item ids to leave out.
+
+    Returns:
+        A list with source `popular`; an item's score is 1 / its place, and it belongs to no interest.
+    """
+    clicked = Counter(filter(None, (catalog.category(item_id) for item_id in window_item_ids)))
+    categories = sorted(clicked, key=lambda category: (-clicked[category], category))
+    in_categories = _take_turns([snapshot.popular.by_category.get(category, ()) for category in categories])
+    candidates = _take_turns([list(in_categories), snapshot.popular.overall])
+
+    taken = {*window_item_ids, *exclude}
+    chosen: list[RankedItem] = []
+    for item_id in candidates:
+        if len(chosen) == limit:
+            break
+        if item_id in taken or not catalog.is_available(item_id):
+            continue
+        taken.add(item_id)
+        chosen.append(RankedItem(item_id, 1.0 / (len(chosen) + 1), None))
+    return RecallList(
+        user_id=user_id,
+        items=chosen,
+        computed_at_ms=snapshot.trained_at_ms,
+        activation=snapshot.activation,
+        model_version=snapshot.model_version,
+        source="popular",
+    )
+
+
+def _take_turns(lists: Sequence[Sequence[str]]) -> Iterator[str]:
+    return (item_id for turn in zip_longest(*lists) for item_id in turn if item_id is not None)
