@@ -1,0 +1,172 @@
+"""The byte layout of a partition store: every key and value that RocksDB holds, and nothing else.
+
+One column family; the first byte of a key is its kind, so that one scan meets one kind only. All integers are big
+endian, so that bytes sort as numbers do.
+
+    h                                           -> header, JSON: what the store was made for
+    o                                           -> u64, the greatest applied offset
+    w user 00 inverted-time inverted-identity   -> one click of a window
+    p user 00 attribute                         -> one profile attribute and the click that set it
+    d offset user                               -> a dirty mark: i64, when the log accepted the click at *offset*
+    r user                                      -> what the user's published list was derived from
+
+A click's time and identity are stored inverted (all bits flipped), so that a forward scan of a user's prefix meets the
+newest click first and, of one millisecond, the greatest identity first. Ids hold no control characters: no byte below
+0x20 ever stands in one, so 00 ends a user id, and FF, which no inverted id byte reaches, ends an inverted identity and
+puts "ab" before "a".
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import msgspec
+
+from engine.errors import WindowDecodeError
+from engine.events import ClickEvent
+
+FORMAT = 1
+"""Format of the values below; stored in each of them and in the header."""
+HEADER_KEY = b"h"
+OFFSET_KEY = b"o"
+CLICKS, PROFILES, MARKS, DERIVED = b"w", b"p", b"d", b"r"
+
+GREATEST_MS = 2**63 - 1
+"""Greatest event time a click may carry."""
+
+_FLIP = bytes(255 - byte for byte in range(256))
+_U64 = struct.Struct(">Q")
+_ALL_ONES = 2**64 - 1
+_CLICK = struct.Struct(">BBdB")  # format, carries an event id, weight, bytes of the event type
+_PROFILE = struct.Struct(">BQH")  # format, clicked_at_ms, bytes of the identity
+_MARK = struct.Struct(">Bq")  # format, accepted_at_ms
+_DERIVED = struct.Struct(">Bqqq")  # format, last_activity_ms, activation, window_offset
+_NO_TIME = -1
+
+
+def user_prefix(kind: bytes, user: bytes) -> bytes:
+    """Return what every key of *kind* of this user starts with."""
+    return kind + user + b"\x00"
+
+
+def after_user(kind: bytes, user: bytes) -> bytes:
+    """Return the first key that lies behind all keys of *kind* of this user."""
+    return kind + user + b"\x01"
+
+
+def encode_offset(offset: int) -> bytes:
+    """Return the value of `OFFSET_KEY`."""
+    return _U64.pack(offset)
+
+
+def decode_offset(value: bytes) -> int:
+    """Return the offset that `OFFSET_KEY` holds."""
+    return int(_U64.unpack(value)[0])
+
+
+def click_order(click: ClickEvent) -> bytes:
+    """Return what follows the user's prefix in a click's key: its place in the window, newest first."""
+    return _U64.pack(_ALL_ONES - click.clicked_at_ms) + click.identity.translate(_FLIP) + b"\xff"
+
+
+def encode_click(click: ClickEvent) -> bytes:
+    """Return the value of a click: what its key does not say."""
+    event_type = click.event_type.encode()
+    head = _CLICK.pack(FORMAT, click.event_id is not None, click.weight, len(event_type))
+    return head + event_type + (click.item_id.encode() if click.event_id is not None else b"")
+
+
+def decode_click(user_id: str, order: bytes, value: bytes) -> ClickEvent:
+    """Return the click stored at *order* (the key without its user prefix); its profile is kept elsewhere.
+
+    Raises:
+        WindowDecodeError: the value has a format that this build doesn't read.
+    """
+    _check_format(value)
+    _, has_event_id, weight, type_size = _CLICK.unpack_from(value)
+    type_end = _CLICK.size + type_size
+    identity = order[8:-1].translate(_FLIP).decode()
+    return ClickEvent(
+        user_id=user_id,
+        item_id=value[type_end:].decode() if has_event_id else identity,
+        clicked_at_ms=_ALL_ONES - _U64.unpack_from(order)[0],
+        event_id=identity if has_event_id else None,
+        event_type=value[_CLICK.size : type_end].decode(),
+        weight=weight,
+    )
+
+
+class ProfileValue(NamedTuple):
+    """One profile attribute: its value, and the (time, identity) of the click that set it."""
+
+    clicked_at_ms: int
+    identity: bytes
+    value: str | float
+
+
+def encode_profile(row: ProfileValue) -> bytes:
+    """Return the value of a profile row."""
+    head = _PROFILE.pack(FORMAT, row.clicked_at_ms, len(row.identity))
+    return head + row.identity + msgspec.json.encode(row.value)
+
+
+_PROFILE_VALUE = msgspec.json.Decoder(str | float)
+
+
+def decode_profile(value: bytes) -> ProfileValue:
+    """Return the stored attribute.
+
+    Raises:
+        WindowDecodeError: the value has a format that this build doesn't read.
+    """
+    _check_format(value)
+    _, clicked_at_ms, size = _PROFILE.unpack_from(value)
+    end = _PROFILE.size + size
+    return ProfileValue(clicked_at_ms, value[_PROFILE.size : end], _PROFILE_VALUE.decode(value[end:]))
+
+
+def mark_key(offset: int, user: bytes) -> bytes:
+    """Return the key of a dirty mark; a scan of the marks meets the oldest click first."""
+    return MARKS + _U64.pack(offset) + user
+
+
+def decode_mark_key(key: bytes) -> tuple[int, bytes]:
+    """Return the offset and the user of a dirty mark."""
+    return int(_U64.unpack_from(key, 1)[0]), key[9:]
+
+
+def encode_mark(accepted_at_ms: int | None) -> bytes:
+    """Return the value of a dirty mark; None is a record without a timestamp."""
+    return _MARK.pack(FORMAT, _NO_TIME if accepted_at_ms is None else accepted_at_ms)
+
+
+def decode_mark(value: bytes) -> int | None:
+    """Return when the log accepted the marked click; None where its record carried no timestamp."""
+    _check_format(value)
+    accepted_at_ms = int(_MARK.unpack(value)[1])
+    return None if accepted_at_ms == _NO_TIME else accepted_at_ms
+
+
+class DerivedRow(NamedTuple):
+    """What a user's published list was made from."""
+
+    last_activity_ms: int
+    activation: int
+    window_offset: int
+
+
+def encode_derived(row: DerivedRow) -> bytes:
+    """Return the value of a derived row."""
+    return _DERIVED.pack(FORMAT, *row)
+
+
+def decode_derived(value: bytes) -> DerivedRow:
+    """Return the stored derived row."""
+    _check_format(value)
+    return DerivedRow(*_DERIVED.unpack(value)[1:])
+
+
+def _check_format(value: bytes) -> None:
+    if value[0] != FORMAT:
+        raise WindowDecodeError(format_version=value[0], readable=str(FORMAT))

@@ -1,0 +1,113 @@
+"""How this project opens RocksDB: bounded memory, the write-ahead log on, library errors translated.
+
+A store is one directory, held by one process at a time; others may open it for reading. Keys and values are bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    RdictIter,
+    WriteBufferManager,
+)
+
+from engine.errors import DamagedStore, StoreBusy
+
+# Shared by all stores of a process: by default each would have a cache and 64 MB write buffers of its own.
+_CACHE = Cache(64 * 2**20)
+_WRITE_BUFFERS = WriteBufferManager(64 * 2**20, False)
+_READ_ATTEMPTS = 5
+
+
+def open_for_writing(path: Path) -> Rdict:
+    """Open the store at *path*, made if there is none.
+
+    Raises:
+        StoreBusy: another process, or another object of this one, holds it.
+        DamagedStore: RocksDB refuses it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    return _open(path, AccessType.read_write())
+
+
+def open_for_reading(path: Path) -> Rdict:
+    """Open the store at *path* as it is now, while its owner may go on writing.
+
+    Raises:
+        DamagedStore: RocksDB refuses it, again and again.
+    """
+    for attempt in range(1, _READ_ATTEMPTS):
+        try:
+            return _open(path, AccessType.read_only(False))
+        except DamagedStore:  # the owner replaced its files between two of our looks at them
+            time.sleep(0.05 * attempt)
+    return _open(path, AccessType.read_only(False))
+
+
+def scan(view: RdictIter, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys that start with *prefix*, in byte order, and their values.
+
+    *view* is one consistent view of the store for as long as it lives, whatever is written meanwhile. rocksdict's own
+    `Snapshot` is not: in 0.3.29 its iterators read the newest state.
+
+    Raises:
+        DamagedStore: RocksDB met a block that it can't read; without this check the scan would just end early.
+    """
+    view.seek(prefix)
+    while (key := view.key()) is not None and key.startswith(prefix):
+        yield key, view.value()
+        view.next()
+    if key is None:
+        check_status(view)
+
+
+def scan_keys(view: RdictIter, prefix: bytes, *, start: bytes) -> Iterator[bytes]:
+    """Yield the keys that start with *prefix*, from *start* on, in byte order.
+
+    Raises:
+        DamagedStore: RocksDB met a block that it can't read.
+    """
+    view.seek(start)
+    while (key := view.key()) is not None and key.startswith(prefix):
+        yield key
+        view.next()
+    if key is None:
+        check_status(view)
+
+
+def check_status(view: RdictIter) -> None:
+    """Raise DamagedStore if *view* ended because of an error, and not because there was nothing more."""
+    try:
+        view.status()
+    except Exception as error:
+        raise DamagedStore("scan", cause=str(error)) from error
+
+
+def _open(path: Path, access: AccessType) -> Rdict:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(16 * 2**20)
+    options.set_write_buffer_manager(_WRITE_BUFFERS)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(2)
+    options.set_compression_type(DBCompressionType.lz4())
+    blocks = BlockBasedOptions()
+    blocks.set_block_cache(_CACHE)
+    blocks.set_cache_index_and_filter_blocks(True)
+    blocks.set_bloom_filter(10, False)
+    options.set_block_based_table_factory(blocks)
+    try:
+        return Rdict(str(path), options, access_type=access)
+    except Exception as error:  # rocksdict raises plain Exception for everything
+        if "LOCK" in str(error):
+            raise StoreBusy(path) from error
+        raise DamagedStore(path, cause=str(error)) from error

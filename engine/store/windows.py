@@ -1,0 +1,386 @@
+"""The windows of one partition of `clicks`, in one RocksDB store.
+
+Third of the files one click passes through. Ingest writes: a micro-batch of clicks is one WriteBatch with the windows'
+clicks, the profile attributes, a dirty mark per user and the greatest applied offset, so a crash at any byte leaves a
+state that some prefix of the log explains. The refresh loop reads: it takes dirty users together with a view of the
+store as it is then, and settles them once their lists are acknowledged. Keys and values are laid out in `codec`.
+
+A click is one put and no read. A window is a scan of at most `max_clicks` entries, newest first; clicks behind those
+can never come back into the window and are deleted, a range at a time, once there are `max_clicks` of them.
+
+Every method may be called from any thread. One lock guards the pending marks; it is held while a batch is written, so
+that the view of `take_dirty` always holds the clicks of the marks it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from rocksdict import Rdict, RdictIter, WriteBatch
+
+from engine.errors import StoreFormatError
+from engine.events import ClickEvent
+from engine.settings import Settings
+from engine.store import codec
+from engine.store.codec import CLICKS, DERIVED, PROFILES, DerivedRow, ProfileValue
+from engine.store.rocksdb import open_for_reading, open_for_writing
+from engine.store.scans import (
+    DirtyUser,
+    joined,
+    read_marks,
+    read_offset,
+    scan_derived,
+    scan_profile,
+    scan_users,
+    scan_window,
+)
+from engine.window import BehaviorWindow
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHeader:
+    """What a store was made for; a store is only ever opened for the same again."""
+
+    cluster_id: str
+    topic: str
+    topic_id: str
+    partitions: int
+    partition: int
+    max_clicks: int
+    format: int = codec.FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedClick:
+    """A click and its place in the log; `recorded_at_ms` is when the log accepted it, -1 where it doesn't say."""
+
+    offset: int
+    recorded_at_ms: int
+    click: ClickEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """A user whose list was published: event time of the newest click in it, and the model's activation."""
+
+    user_id: str
+    last_activity_ms: int
+    activation: int
+
+
+@dataclass(slots=True, eq=False)
+class DirtyBatch:
+    """Users taken together for refresh, and the one view of the store that all of them are read from."""
+
+    users: Sequence[DirtyUser]
+    applied_offset: int
+    max_clicks: int
+    _view: RdictIter | None
+    _surplus: dict[str, bytes] = field(default_factory=dict)
+
+    def read_window(self, user_id: str) -> BehaviorWindow:
+        """Return the user's window as of `applied_offset`; clicks come back without their profile."""
+        clicks, surplus = scan_window(self._open_view(), user_id, max_clicks=self.max_clicks)
+        if surplus is not None:
+            self._surplus[user_id] = surplus
+        return BehaviorWindow(clicks)
+
+    def read_profile(self, user_id: str) -> dict[str, str | float]:
+        """Return the user's profile as of `applied_offset`."""
+        return scan_profile(self._open_view(), user_id)
+
+    def _open_view(self) -> RdictIter:
+        assert self._view is not None, "a dirty batch is read before it is settled or released"
+        return self._view
+
+    def close(self) -> dict[str, bytes]:
+        """Let go of the view, which would keep RocksDB open, and return where each user's surplus clicks start."""
+        self._view = None
+        surplus, self._surplus = self._surplus, {}
+        return surplus
+
+
+class PartitionStore:
+    """One partition's windows, profiles, dirty marks and derived rows; made by `open`."""
+
+    def __init__(self, db: Rdict, header: StoreHeader) -> None:
+        self.header = header
+        self._db = db
+        self._lock = threading.Lock()
+        self._applied_offset = read_offset(db)
+        self._pending = OrderedDict(read_marks(db.iter()))  # by the user, the oldest mark first
+        self._lists = Counter(row.activation for _, row in scan_derived(db.iter()))
+        self._behind: deque[str] = deque()
+        self._behind_activation: int | None = None
+        self._outstanding: set[DirtyBatch] = set()
+        self._is_closed = False
+
+    @classmethod
+    def open(cls, path: Path, header: StoreHeader) -> Self:
+        """Open the store at *path*, made if there is none.
+
+        Raises:
+            StoreFormatError: it was written for another header.
+            StoreBusy: another process, or another object of this one, holds it.
+            DamagedStore: RocksDB refuses it.
+        """
+        db = open_for_writing(path)
+        try:
+            _check_header(db, path, header)
+            return cls(db, header)
+        except BaseException:
+            db.close()
+            raise
+
+    @property
+    def applied_offset(self) -> int:
+        """The greatest offset of the log that is in the store; -1 before the first."""
+        return self._applied_offset
+
+    def close(self) -> None:
+        """Flush and close; batches still out are dropped, and their marks stay for the next start.
+
+        Closing again does nothing.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            for batch in self._outstanding:
+                batch.close()
+            self._outstanding.clear()
+            self._db.close()
+
+    # --- ingest
+
+    def apply(self, clicks: Sequence[LoggedClick], *, through_offset: int) -> int:
+        """Write one micro-batch and return how many of its clicks were new.
+
+        Clicks at or before `applied_offset` are redelivered ones and change nothing.
+
+        Args:
+            clicks: the good clicks, in log order.
+            through_offset: offset of the last record of the micro-batch, good or bad.
+        """
+        with self._lock:
+            fresh = [logged for logged in clicks if logged.offset > self._applied_offset]
+            batch = WriteBatch(raw_mode=True)
+            for logged in fresh:
+                click = logged.click
+                prefix = codec.user_prefix(CLICKS, click.user_id.encode())
+                batch.put(prefix + codec.click_order(click), codec.encode_click(click))
+            self._put_profiles(batch, fresh)
+            marks = self._put_marks(batch, fresh)
+            through = max(self._applied_offset, through_offset)
+            if through >= 0:
+                batch.put(codec.OFFSET_KEY, codec.encode_offset(through))
+            self._db.write(batch)
+            self._pending.update(marks)
+            self._applied_offset = through
+            return len(fresh)
+
+    def _put_profiles(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> None:
+        rows: dict[bytes, ProfileValue] = {}
+        for logged in fresh:
+            click = logged.click
+            if not click.profile:
+                continue
+            prefix = codec.user_prefix(PROFILES, click.user_id.encode())
+            for name, value in click.profile.items():
+                key = prefix + name.encode()
+                offered = ProfileValue(click.clicked_at_ms, click.identity, value)
+                held = rows.get(key) or self._read_profile_row(key)
+                if held is None or offered[:2] >= held[:2]:
+                    rows[key] = offered
+        for key, row in rows.items():
+            batch.put(key, codec.encode_profile(row))
+
+    def _read_profile_row(self, key: bytes) -> ProfileValue | None:
+        stored = self._db.get(key)
+        return None if stored is None else codec.decode_profile(stored)
+
+    def _put_marks(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> dict[str, DirtyUser]:
+        """Mark each user of *fresh* once; one whose mark still waits needs no second, the refresh reads later."""
+        marks: dict[str, DirtyUser] = {}
+        for logged in fresh:
+            user_id = logged.click.user_id
+            if user_id in self._pending or user_id in marks:
+                continue
+            accepted_at_ms = logged.recorded_at_ms if logged.recorded_at_ms >= 0 else None
+            marks[user_id] = DirtyUser(user_id, accepted_at_ms, (logged.offset,))
+            batch.put(codec.mark_key(logged.offset, user_id.encode()), codec.encode_mark(accepted_at_ms))
+        return marks
+
+    # --- refresh
+
+    def count_dirty(self) -> int:
+        """Return how many users wait for a refresh, those in batches not yet settled left out."""
+        return len(self._pending)
+
+    def count_lists(self, activation: int) -> tuple[int, int]:
+        """Return how many users' lists were made by *activation*, and how many have a list at all."""
+        with self._lock:
+            return self._lists[activation], self._lists.total()
+
+    def take_dirty(self, limit: int) -> DirtyBatch:
+        """Take at most *limit* dirty users, the one with the oldest waiting click first."""
+        with self._lock:
+            taken = min(limit, len(self._pending))
+            users = [self._pending.popitem(last=False)[1] for _ in range(taken)]
+            return self._new_batch(users)
+
+    def take_behind(self, activation: int, limit: int) -> DirtyBatch:
+        """Take at most *limit* users whose list another activation made, the most recently active first.
+
+        The first call with a new activation scans all derived rows; the following ones take from that queue.
+        """
+        with self._lock:
+            if activation != self._behind_activation:
+                self._start_sweep(activation)
+            users: list[DirtyUser] = []
+            while self._behind and len(users) < limit:
+                user_id = self._behind.popleft()
+                row = self._read_derived(user_id)
+                if row is not None and row.activation != activation:
+                    users.append(DirtyUser(user_id, None))
+            return self._new_batch(users)
+
+    def settle(self, batch: DirtyBatch, refreshed: Sequence[Refreshed]) -> None:
+        """Note that the lists of *batch* are acknowledged: delete its marks, write derived rows, drop surplus clicks.
+
+        A user clicked meanwhile has a mark of its own, which stays.
+        """
+        with self._lock:
+            surplus = self._give_up(batch)
+            write = WriteBatch(raw_mode=True)
+            for user in batch.users:
+                for offset in user.marks:
+                    write.delete(codec.mark_key(offset, user.user_id.encode()))
+            for user_id, key in surplus.items():
+                write.delete_range(key, codec.after_user(CLICKS, user_id.encode()))
+            counted: Counter[int] = Counter()
+            for done in refreshed:
+                held = self._read_derived(done.user_id)
+                if held is not None:
+                    counted[held.activation] -= 1
+                counted[done.activation] += 1
+                row = DerivedRow(done.last_activity_ms, done.activation, batch.applied_offset)
+                write.put(DERIVED + done.user_id.encode(), codec.encode_derived(row))
+            self._db.write(write)
+            self._lists.update(counted)
+            # A list made by the version before the swap, settled after the sweep's scan, would else be missed.
+            if self._behind_activation is not None:
+                self._behind.extend(r.user_id for r in refreshed if r.activation != self._behind_activation)
+
+    def release(self, batch: DirtyBatch) -> None:
+        """Offer the users of *batch* again, before all others: their lists were not published."""
+        with self._lock:
+            self._give_up(batch)
+            for user in reversed([user for user in batch.users if user.marks]):
+                newer = self._pending.get(user.user_id)
+                self._pending[user.user_id] = user if newer is None else joined(user, newer)
+                self._pending.move_to_end(user.user_id, last=False)
+            self._behind.extendleft(user.user_id for user in reversed(batch.users) if not user.marks)
+
+    def _new_batch(self, users: Sequence[DirtyUser]) -> DirtyBatch:
+        view = self._db.iter() if users else None
+        batch = DirtyBatch(users, self._applied_offset, self.header.max_clicks, view)
+        self._outstanding.add(batch)
+        return batch
+
+    def _give_up(self, batch: DirtyBatch) -> dict[str, bytes]:
+        self._outstanding.discard(batch)
+        return batch.close()
+
+    def _start_sweep(self, activation: int) -> None:
+        rows = [
+            (row.last_activity_ms, user) for user, row in scan_derived(self._db.iter()) if row.activation != activation
+        ]
+        rows.sort(key=lambda row: row[0], reverse=True)
+        self._behind = deque(user for _, user in rows)
+        self._behind_activation = activation
+
+    def _read_derived(self, user_id: str) -> DerivedRow | None:
+        stored = self._db.get(DERIVED + user_id.encode())
+        return None if stored is None else codec.decode_derived(stored)
+
+    # --- reading outside a batch
+
+    def users(self) -> Iterator[str]:
+        """Yield every user that has a window, in byte order."""
+        return scan_users(self._db.iter())
+
+    def read_window(self, user_id: str) -> BehaviorWindow:
+        """Return the user's window as it is now; empty for a user never seen."""
+        return BehaviorWindow(scan_window(self._db.iter(), user_id, max_clicks=self.header.max_clicks)[0])
+
+    def read_profile(self, user_id: str) -> dict[str, str | float]:
+        """Return the user's profile as it is now."""
+        return scan_profile(self._db.iter(), user_id)
+
+
+def stores_dir(settings: Settings) -> Path:
+    """Return the directory that holds one store per partition."""
+    return settings.data_dir / "engine" / "partitions"
+
+
+def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield every user's window from all partition stores on disk, without writing; an engine may be running.
+
+    Yields:
+        `{"user_id", "clicks": [{...}, oldest first], "profile", "partition", "applied_offset"}`.
+    """
+    for path in sorted(stores_dir(settings).glob("*/CURRENT")):
+        db = open_for_reading(path.parent)
+        try:
+            yield from _dump_store(db)
+        finally:
+            db.close()
+
+
+def _dump_store(db: Rdict) -> Iterator[dict[str, Any]]:
+    stored = db.get(codec.HEADER_KEY)
+    if stored is None:
+        return
+    header = json.loads(stored)
+    applied_offset, view = read_offset(db), db.iter()
+    for user_id in scan_users(db.iter()):
+        clicks, _ = scan_window(view, user_id, max_clicks=header["max_clicks"])
+        yield {
+            "user_id": user_id,
+            "clicks": [_click_fields(click) for click in clicks],
+            "profile": scan_profile(view, user_id),
+            "partition": header["partition"],
+            "applied_offset": applied_offset,
+        }
+
+
+def _click_fields(click: ClickEvent) -> dict[str, Any]:
+    names = ("item_id", "clicked_at_ms", "event_id", "event_type", "weight")
+    return {name: getattr(click, name) for name in names}
+
+
+def _check_header(db: Rdict, path: Path, header: StoreHeader) -> None:
+    stored = db.get(codec.HEADER_KEY)
+    expected = asdict(header)
+    if stored is None:
+        db.put(codec.HEADER_KEY, json.dumps(expected).encode())
+        return
+    found: Mapping[str, object] = json.loads(stored)
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise StoreFormatError(path, field=name, stored=found.get(name), expected=value, remedy=_remedy(name))
+
+
+def _remedy(field_name: str) -> str:
+    if field_name == "max_clicks":
+        return "set MINDSTREAM_WINDOW_MAX_CLICKS back, or move the store aside and let the log rebuild it"
+    return (
+        "move the store aside, the next start rebuilds it from the log, or point this engine at the cluster it was on"
+    )

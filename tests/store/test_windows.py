@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from engine.errors import DamagedStore, StoreBusy, StoreFormatError
+from engine.events import ClickEvent
+from engine.settings import Settings
+from engine.store.windows import LoggedClick, PartitionStore, Refreshed, StoreHeader, dump_windows, stores_dir
+from engine.window import BehaviorWindow
+from tests.builders import make_click
+
+HEADER = StoreHeader(cluster_id="c", topic="clicks", topic_id="t", partitions=4, partition=0, max_clicks=3)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[PartitionStore]:
+    opened = PartitionStore.open(tmp_path / "store", HEADER)
+    yield opened
+    opened.close()
+
+
+def logged(clicks: Sequence[ClickEvent], *, first_offset: int = 0) -> list[LoggedClick]:
+    return [LoggedClick(offset, 1_000 + offset, click) for offset, click in enumerate(clicks, first_offset)]
+
+
+def apply(store: PartitionStore, *clicks: ClickEvent) -> None:
+    first = store.applied_offset + 1
+    store.apply(logged(clicks, first_offset=first), through_offset=first + len(clicks) - 1)
+
+
+def settle_all(store: PartitionStore, *, activation: int = 1) -> list[str]:
+    batch = store.take_dirty(1_000)
+    users = [user.user_id for user in batch.users]
+    store.settle(batch, [Refreshed(user, 5, activation) for user in users])
+    return users
+
+
+def reopen(store: PartitionStore, path: Path) -> PartitionStore:
+    store.close()
+    return PartitionStore.open(path / "store", store.header)
+
+
+def test_the_window_is_the_newest_clicks_by_event_time_whatever_the_order_of_arrival(store: PartitionStore) -> None:
+    #  4 s    1 s    3 s    2 s     keeps three
+    apply(store, *(make_click(item_id=f"i{at}", clicked_at_ms=at) for at in (4_000, 1_000, 3_000, 2_000)))
+
+    assert store.read_window("u1").item_ids == ["i2000", "i3000", "i4000"]
+
+
+def test_any_order_and_any_repeats_leave_the_window_of_the_rule(store: PartitionStore) -> None:
+    shuffle = random.Random(7)
+    clicks = [
+        make_click(
+            user_id=f"u{shuffle.randrange(5)}",
+            item_id=f"i{shuffle.randrange(4)}",
+            clicked_at_ms=shuffle.randrange(6),
+            event_id=shuffle.choice([None, "a", "b"]),
+            weight=float(shuffle.randrange(9)),
+        )
+        for _ in range(400)
+    ]
+    for start in range(0, 400, 37):
+        apply(store, *clicks[start : start + 37])
+
+    for user in store.users():
+        expected = BehaviorWindow.of([c for c in clicks if c.user_id == user], max_clicks=3)
+        assert store.read_window(user) == expected
+
+
+def test_of_two_clicks_with_one_time_and_identity_the_later_in_the_log_is_kept(store: PartitionStore) -> None:
+    apply(store, make_click(event_id="e", item_id="first"), make_click(event_id="e", item_id="second"))
+
+    assert store.read_window("u1").item_ids == ["second"]
+
+
+def test_a_user_never_seen_has_an_empty_window_and_profile(store: PartitionStore) -> None:
+    assert store.read_window("nobody") == BehaviorWindow()
+    assert store.read_profile("nobody") == {}
+
+
+def test_a_redelivered_batch_changes_nothing_and_says_so(store: PartitionStore) -> None:
+    batch = logged([make_click(item_id="a", profile={"country": "FR"}), make_click(item_id="b")])
+    assert store.apply(batch, through_offset=1) == 2
+    settle_all(store)
+
+    assert store.apply(batch, through_offset=1) == 0
+    assert store.applied_offset == 1
+    assert store.count_dirty() == 0
+
+
+def test_a_batch_that_overlaps_applies_only_what_is_new(store: PartitionStore) -> None:
+    clicks = [make_click(clicked_at_ms=at, item_id=f"i{at}") for at in range(3)]
+    store.apply(logged(clicks[:2]), through_offset=1)
+
+    assert store.apply(logged(clicks), through_offset=2) == 1
+    assert store.read_window("u1").item_ids == ["i0", "i1", "i2"]
+
+
+def test_a_batch_of_bad_records_only_still_moves_the_applied_offset(store: PartitionStore, tmp_path: Path) -> None:
+    store.apply([], through_offset=41)
+
+    again = reopen(store, tmp_path)
+    assert again.applied_offset == 41
+    again.close()
+
+
+def test_profile_attributes_are_decided_one_by_one_by_the_greatest_click(store: PartitionStore) -> None:
+    apply(
+        store,
+        make_click(clicked_at_ms=2, profile={"country": "FR", "age": 30.0}),
+        make_click(clicked_at_ms=1, profile={"country": "DE", "plan": "free"}),
+    )
+    apply(store, make_click(clicked_at_ms=3, profile={"age": 31.0}))
+
+    assert store.read_profile("u1") == {"country": "FR", "age": 31.0, "plan": "free"}
+
+
+def test_of_equal_clicks_the_later_profile_in_the_log_wins(store: PartitionStore) -> None:
+    apply(store, make_click(event_id="e", profile={"country": "FR"}))
+    apply(store, make_click(event_id="e", profile={"country": "DE"}))
+
+    assert store.read_profile("u1") == {"country": "DE"}
+
+
+def test_dirty_users_come_oldest_click_first_with_the_time_the_log_accepted_it(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="b"), make_click(user_id="a"), make_click(user_id="b", item_id="i2"))
+
+    batch = store.take_dirty(10)
+
+    assert [(user.user_id, user.accepted_at_ms) for user in batch.users] == [("b", 1_000), ("a", 1_001)]
+    assert batch.applied_offset == 2
+    store.release(batch)
+
+
+def test_a_dirty_batch_reads_the_store_as_it_was_when_taken(store: PartitionStore) -> None:
+    apply(store, make_click(item_id="before", clicked_at_ms=1, profile={"country": "FR"}))
+    batch = store.take_dirty(10)
+    apply(store, make_click(item_id="after", clicked_at_ms=2, profile={"country": "DE"}))
+
+    assert batch.read_window("u1").item_ids == ["before"]
+    assert batch.read_profile("u1") == {"country": "FR"}
+    store.settle(batch, [])
+
+
+def test_a_click_during_the_refresh_keeps_a_mark_of_its_own(store: PartitionStore) -> None:
+    apply(store, make_click(item_id="before"))
+    batch = store.take_dirty(10)
+    apply(store, make_click(item_id="meanwhile"))
+
+    store.settle(batch, [Refreshed("u1", 1, 1)])
+
+    assert settle_all(store) == ["u1"]
+    assert store.count_dirty() == 0
+
+
+def test_marks_not_settled_are_offered_again_after_a_restart(store: PartitionStore, tmp_path: Path) -> None:
+    apply(store, make_click(user_id="a"), make_click(user_id="b"))
+    store.take_dirty(1)
+    apply(store, make_click(user_id="a", item_id="i2"))
+
+    again = reopen(store, tmp_path)
+
+    batch = again.take_dirty(10)
+    assert [(user.user_id, user.accepted_at_ms, user.marks) for user in batch.users] == [
+        ("a", 1_000, (0, 2)),
+        ("b", 1_001, (1,)),
+    ]
+    again.settle(batch, [])
+    last = reopen(again, tmp_path)
+    assert last.count_dirty() == 0
+    last.close()
+
+
+def test_released_users_come_first_again_and_keep_the_older_time(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="a"), make_click(user_id="b"), make_click(user_id="c"))
+    batch = store.take_dirty(2)
+    apply(store, make_click(user_id="b", item_id="i2"))
+
+    store.release(batch)
+
+    assert [(u.user_id, u.accepted_at_ms) for u in store.take_dirty(10).users] == [
+        ("a", 1_000),
+        ("b", 1_001),
+        ("c", 1_002),
+    ]
+
+
+def test_many_clicks_of_one_user_make_one_mark(store: PartitionStore, tmp_path: Path) -> None:
+    for at in range(50):
+        apply(store, make_click(clicked_at_ms=at))
+
+    again = reopen(store, tmp_path)
+    assert [user.marks for user in again.take_dirty(10).users] == [(0,)]
+    again.close()
+
+
+def test_lists_behind_the_model_are_swept_most_recently_active_first(store: PartitionStore) -> None:
+    apply(store, *(make_click(user_id=user) for user in "abc"))
+    batch = store.take_dirty(10)
+    store.settle(batch, [Refreshed("a", 10, 1), Refreshed("b", 30, 1), Refreshed("c", 20, 2)])
+    assert store.count_lists(2) == (1, 3)
+
+    first = store.take_behind(2, 1)
+    assert [user.user_id for user in first.users] == ["b"]
+    store.release(first)
+    swept = store.take_behind(2, 10)
+    assert [user.user_id for user in swept.users] == ["b", "a"]
+
+    store.settle(swept, [Refreshed("b", 30, 2), Refreshed("a", 10, 2)])
+    assert store.count_lists(2) == (3, 3)
+    assert not store.take_behind(2, 10).users
+
+
+def test_the_sweep_skips_a_user_whom_a_click_has_refreshed_meanwhile(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="a"), make_click(user_id="b"))
+    settle_all(store, activation=1)
+    store.release(store.take_behind(2, 1))
+    apply(store, make_click(user_id="a", item_id="i2"))
+    settle_all(store, activation=2)
+
+    assert [user.user_id for user in store.take_behind(2, 10).users] == ["b"]
+
+
+def test_a_list_of_the_old_model_settled_after_the_swap_is_swept_too(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="a"))
+    late = store.take_dirty(1)
+    assert not store.take_behind(2, 10).users
+
+    store.settle(late, [Refreshed("a", 1, 1)])
+
+    assert [user.user_id for user in store.take_behind(2, 10).users] == ["a"]
+
+
+def test_surplus_clicks_are_deleted_once_there_are_as_many_as_the_window_keeps(store: PartitionStore) -> None:
+    apply(store, *(make_click(item_id=f"i{at}", clicked_at_ms=at) for at in range(1_000)))
+    apply(store, *(make_click(user_id="other", item_id=f"i{at}", clicked_at_ms=at) for at in range(4)))
+    batch = store.take_dirty(10)
+    windows = [batch.read_window(user.user_id) for user in batch.users]
+    store.settle(batch, [])
+
+    assert [window.item_ids for window in windows] == [["i997", "i998", "i999"], ["i1", "i2", "i3"]]
+    assert [store.read_window(user) for user in ("u1", "other")] == windows
+    assert sum(1 for key in store._db.keys(from_key=b"w") if key[:1] == b"w") == 3 + 4  # type: ignore[index]
+
+
+def test_a_late_click_after_the_trim_still_finds_the_right_window(store: PartitionStore) -> None:
+    clicks = [make_click(item_id=f"i{at}", clicked_at_ms=at) for at in range(10)]
+    apply(store, *clicks)
+    batch = store.take_dirty(1)
+    batch.read_window("u1")
+    late = [make_click(item_id="late", clicked_at_ms=8), make_click(item_id="too-late", clicked_at_ms=1)]
+    apply(store, *late)
+    store.settle(batch, [])
+
+    assert store.read_window("u1") == BehaviorWindow.of([*clicks, *late], max_clicks=3)
+
+
+def test_users_are_listed_once_each(store: PartitionStore) -> None:
+    apply(store, *(make_click(user_id=user, item_id=item) for user in ("b", "a", "ab", "a b") for item in "xy"))
+
+    assert list(store.users()) == ["a", "a b", "ab", "b"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("topic_id", "other"), ("partitions", 8), ("max_clicks", 4), ("format", 2)],
+)
+def test_a_store_made_for_something_else_is_refused_by_name(
+    store: PartitionStore, tmp_path: Path, field: str, value: object
+) -> None:
+    store.close()
+    wanted = StoreHeader(**{name: getattr(HEADER, name) for name in HEADER.__slots__} | {field: value})  # type: ignore[arg-type]
+
+    with pytest.raises(StoreFormatError, match=rf"has {field} .* this process expects {value!r}"):
+        PartitionStore.open(tmp_path / "store", wanted)
+
+    PartitionStore.open(tmp_path / "store", HEADER).close()
+
+
+def test_a_store_in_use_by_another_process_is_named(store: PartitionStore, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from engine.errors import StoreBusy;"
+        "from engine.store.rocksdb import open_for_writing\n"
+        "try: open_for_writing(Path(sys.argv[1]))\n"
+        "except StoreBusy: sys.exit(7)"
+    )
+
+    other = subprocess.run([sys.executable, "-c", script, str(tmp_path / "store")], check=False)
+
+    assert other.returncode == 7
+    with pytest.raises(StoreBusy, match="MINDSTREAM_DATA_DIR"):
+        PartitionStore.open(tmp_path / "store", HEADER)
+
+
+def test_a_damaged_store_is_refused_with_what_to_do(store: PartitionStore, tmp_path: Path) -> None:
+    store.close()
+    for manifest in (tmp_path / "store").glob("MANIFEST*"):
+        manifest.write_bytes(b"garbage" * 20)
+
+    with pytest.raises(DamagedStore, match="move it aside"):
+        PartitionStore.open(tmp_path / "store", HEADER)
+
+
+def test_closing_drops_batches_that_are_still_out(store: PartitionStore, tmp_path: Path) -> None:
+    apply(store, make_click())
+    store.take_dirty(1)
+
+    again = reopen(store, tmp_path)
+
+    assert again.count_dirty() == 1
+    again.close()
+
+
+def test_a_write_ahead_log_cut_anywhere_leaves_a_prefix_of_the_batches(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path / "store", HEADER)
+    clicks = [make_click(user_id=f"u{at % 7}", item_id=f"i{at}", clicked_at_ms=at) for at in range(300)]
+    for start in range(0, 300, 10):
+        store.apply(logged(clicks[start : start + 10], first_offset=start), through_offset=start + 9)
+    for wal in (tmp_path / "store").glob("*.log"):
+        whole = wal.read_bytes()
+    copied = [path for path in (tmp_path / "store").iterdir() if path.name != "LOCK"]
+
+    for cut in (0, 100, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        target = tmp_path / f"cut{cut}"
+        target.mkdir()
+        for path in copied:
+            data = path.read_bytes()
+            (target / path.name).write_bytes(data[:cut] if path.suffix == ".log" else data)
+        survivor = PartitionStore.open(target, HEADER)
+        through = survivor.applied_offset
+        for user in {click.user_id for click in clicks}:
+            expected = BehaviorWindow.of([c for c in clicks[: through + 1] if c.user_id == user], max_clicks=3)
+            assert survivor.read_window(user) == expected
+        assert survivor.count_dirty() == len({click.user_id for click in clicks[: through + 1]})
+        survivor.close()
+    store.close()
+
+
+def test_ingest_and_refresh_may_run_at_once_and_no_click_stays_unseen(store: PartitionStore) -> None:
+    clicks = [make_click(user_id=f"u{at % 20}", item_id=f"i{at}", clicked_at_ms=at) for at in range(4_000)]
+    last_seen: dict[str, BehaviorWindow] = {}
+    done = threading.Event()
+
+    def refresh() -> None:
+        while not done.is_set() or store.count_dirty():
+            batch = store.take_dirty(8)
+            for user in batch.users:
+                last_seen[user.user_id] = batch.read_window(user.user_id)
+            store.settle(batch, [Refreshed(user.user_id, 0, 1) for user in batch.users])
+
+    reader = threading.Thread(target=refresh)
+    reader.start()
+    for start in range(0, 4_000, 25):
+        apply(store, *clicks[start : start + 25])
+    done.set()
+    reader.join()
+
+    assert last_seen == {user: store.read_window(user) for user in store.users()}
+
+
+def test_a_dump_reads_every_store_while_its_owner_writes(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    stores = []
+    for partition in (0, 1):
+        header = StoreHeader(**{name: getattr(HEADER, name) for name in HEADER.__slots__} | {"partition": partition})  # type: ignore[arg-type]
+        stores.append(PartitionStore.open(stores_dir(settings) / f"clicks-{partition}", header))
+        apply(stores[-1], make_click(user_id=f"u{partition}", event_id="e", profile={"country": "FR"}))
+
+    dumped = list(dump_windows(settings))
+
+    for store in stores:
+        store.close()
+    click = {"item_id": "i1", "clicked_at_ms": 1_291_204_800_000, "event_id": "e", "event_type": "click", "weight": 1.0}
+    assert dumped == [
+        {
+            "user_id": f"u{partition}",
+            "clicks": [click],
+            "profile": {"country": "FR"},
+            "partition": partition,
+            "applied_offset": 0,
+        }
+        for partition in (0, 1)
+    ]
