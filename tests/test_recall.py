@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import MalformedEvent
+from engine.recall import (
+    ItemRows,
+    ListLimits,
+    RankedItem,
+    RecallList,
+    decode_list,
+    describe_window,
+    encode_list,
+    merge,
+    popular_list,
+    summarize_interests,
+)
+from engine.window import BehaviorWindow
+from tests.builders import NOON_MS, make_click
+
+# --- merging
+
+Candidate = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What each interest found, and what is left out; a case for the merge."""
+
+    item_ids: list[str]
+    found: list[list[Candidate]]
+    unavailable: set[int] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
+    limits: ListLimits = field(default=ListLimits(size=6, floor=0.2, cap=0.7))
+
+
+def merged(search: Search) -> list[RankedItem]:
+    width = max((len(candidates) for candidates in search.found), default=0) + 1  # at least one column of padding
+    rows = np.full((len(search.found), width), -1, dtype=np.int64)
+    scores = np.full((len(search.found), width), -np.inf, dtype=np.float32)
+    for slot, candidates in enumerate(search.found):
+        for place, (row, score) in enumerate(candidates):
+            rows[slot, place], scores[slot, place] = row, score
+    unavailable = np.zeros(len(search.item_ids), dtype=np.bool_)
+    unavailable[list(search.unavailable)] = True
+    return merge(
+        rows,
+        scores,
+        range(len(search.found)),
+        items=ItemRows(search.item_ids),
+        unavailable=unavailable,
+        seen=search.seen,
+        limits=search.limits,
+    )
+
+
+def order(search: Search, row: int, score: float) -> tuple[float, bytes]:
+    return -score, search.item_ids[row].encode()
+
+
+def merged_plainly(search: Search) -> list[RankedItem]:
+    """The rules at the top of engine/recall.py, one after the other, in plain loops."""
+    best: dict[int, tuple[float, int]] = {}
+    for slot, candidates in enumerate(search.found):
+        for row, score in candidates:
+            if row in search.unavailable or row in search.seen or not math.isfinite(score):
+                continue
+            if row not in best or score > best[row][0]:
+                best[row] = (score, slot)
+    left = sorted(best, key=lambda row: order(search, row, best[row][0]))
+    size, slots = search.limits.size, len(search.found)
+    floor, cap = search.limits.floor_count(slots), search.limits.cap_count
+    chosen: list[int] = []
+    for slot in range(slots):
+        chosen += [row for row in left if best[row][1] == slot][:floor]
+    for limit in (cap, size):
+        for row in left:
+            held = sum(best[other][1] == best[row][1] for other in chosen)
+            if row not in chosen and held < limit and len(chosen) < size:
+                chosen.append(row)
+    chosen.sort(key=lambda row: order(search, row, best[row][0]))
+    return [RankedItem(search.item_ids[row], best[row][0], best[row][1]) for row in chosen]
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> Search:
+    ids = draw(st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=30, unique=True))
+    every_row = st.integers(0, len(ids) - 1)
+    # Few distinct scores make many ties; halves are exact in float32.
+    score = st.integers(-6, 6).map(lambda halves: halves / 2) | st.sampled_from([-0.0, math.nan, math.inf, -math.inf])
+    found = draw(
+        st.lists(
+            st.lists(st.tuples(every_row, score), max_size=30, unique_by=lambda candidate: candidate[0]),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    return Search(
+        item_ids=ids,
+        found=found,
+        unavailable=draw(st.sets(every_row, max_size=5)),
+        seen=draw(st.sets(every_row, max_size=5)),
+        limits=ListLimits(
+            size=draw(st.integers(1, 20)), floor=draw(st.floats(0.0, 0.5)), cap=draw(st.floats(0.1, 1.0))
+        ),
+    )
+
+
+@given(searches())
+def test_merged_list_equals_the_rules_followed_one_by_one(search: Search) -> None:
+    assert merged(search) == merged_plainly(search)
+
+
+@given(searches())
+def test_list_is_ordered_by_score_then_item_id_bytewise(search: Search) -> None:
+    ranked = merged(search)
+
+    assert ranked == sorted(ranked, key=lambda item: (-item.score, item.item_id.encode()))
+
+
+@given(searches())
+def test_list_holds_nothing_twice_nothing_seen_and_nothing_unavailable(search: Search) -> None:
+    item_ids = [item.item_id for item in merged(search)]
+
+    assert len(set(item_ids)) == len(item_ids)
+    assert not {search.item_ids[row] for row in search.seen | search.unavailable} & set(item_ids)
+
+
+@given(searches())
+def test_list_is_as_long_as_its_candidates_allow(search: Search) -> None:
+    usable = {row for found in search.found for row, score in found if math.isfinite(score)}
+    usable -= search.seen | search.unavailable
+
+    assert len(merged(search)) == min(search.limits.size, len(usable))
+
+
+@given(searches())
+@settings(max_examples=30)
+def test_same_candidates_in_another_order_give_the_same_list(search: Search) -> None:
+    turned = Search(search.item_ids, [list(reversed(found)) for found in search.found], search.unavailable, search.seen)
+    straight = Search(search.item_ids, search.found, search.unavailable, search.seen)
+
+    assert merged(turned) == merged(straight)
+
+
+def loud_and_quiet(loud: int, quiet: int, limits: ListLimits) -> list[int | None]:
+    """Merge an interest with high scores and one with low ones; return the interest of each item of the list."""
+    ids = [f"i{row:03d}" for row in range(loud + quiet)]
+    found = [[(row, 10.0 - row / 100) for row in range(loud)], [(loud + row, 1.0) for row in range(quiet)]]
+    return [item.interest for item in merged(Search(ids, found, limits=limits))]
+
+
+def test_loud_interest_leaves_a_quiet_one_its_floor() -> None:
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.1, cap=1.0))
+
+    assert interests.count(1) == 2
+
+
+def test_interest_stays_within_its_cap_while_another_can_fill_the_list() -> None:
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.1, cap=0.7))
+
+    assert interests.count(0) == 14
+
+
+def test_cap_yields_when_the_other_interest_has_nothing_left() -> None:
+    interests = loud_and_quiet(50, 3, ListLimits(size=20, floor=0.1, cap=0.7))
+
+    assert (interests.count(0), interests.count(1)) == (17, 3)
+
+
+def test_floors_of_many_interests_shrink_until_they_fit() -> None:
+    limits = ListLimits(size=10, floor=0.5, cap=0.7)
+
+    assert limits.floor_count(4) * 4 <= 10
+
+
+def test_item_found_by_two_interests_stays_under_the_one_that_scores_it_best() -> None:
+    search = Search(["a", "b"], [[(0, 1.0), (1, 0.5)], [(0, 2.0)]])
+
+    assert merged(search) == [RankedItem("a", 2.0, 1), RankedItem("b", 0.5, 0)]
+
+
+def test_list_keeps_the_interest_numbers_it_was_given() -> None:
+    rows, scores = np.array([[0], [1]]), np.array([[2.0], [1.0]], dtype=np.float32)
+
+    ranked = merge(
+        rows,
+        scores,
+        [1, 3],
+        items=ItemRows(["a", "b"]),
+        unavailable=np.zeros(2, dtype=np.bool_),
+        seen=(),
+        limits=ListLimits(size=2, floor=0.0, cap=1.0),
+    )
+
+    assert [item.interest for item in ranked] == [1, 3]
+
+
+# --- what explains a list
+
+
+def test_interest_weights_are_shares_of_the_routing_mass() -> None:
+    weights = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32)
+
+    summaries = summarize_interests(weights, ["a", "b", "c", "d"], [0, 1])
+
+    assert [summary.weight for summary in summaries] == [0.75, 0.25]
+
+
+def test_interest_names_its_five_heaviest_clicks_newest_first_among_equals() -> None:
+    weights = np.array([[0.1], [0.9], [0.5], [0.5], [0.2], [0.3]], dtype=np.float32)
+
+    (summary,) = summarize_interests(weights, ["a", "b", "c", "d", "e", "f"], [0])
+
+    assert [click.item_id for click in summary.clicks] == ["b", "d", "c", "f", "e"]
+
+
+def test_item_clicked_twice_is_named_once_in_an_interest() -> None:
+    weights = np.array([[0.2], [0.6]], dtype=np.float32)
+
+    (summary,) = summarize_interests(weights, ["a", "a"], [0])
+
+    assert [(click.item_id, click.weight) for click in summary.clicks] == [("a", 0.6)]
+
+
+def test_unused_interests_are_not_summarized() -> None:
+    weights = np.array([[0.6, 0.1, 0.3]], dtype=np.float32)
+
+    summaries = summarize_interests(weights, ["a"], [0, 2])
+
+    assert [summary.interest for summary in summaries] == [0, 2]
+
+
+# --- the contract's JSON
+
+
+def a_list() -> RecallList:
+    window = BehaviorWindow.of([make_click(item_id="i1")], max_clicks=5)
+    return RecallList(
+        user_id="u1",
+        items=[RankedItem("i2", 0.5, 0)],
+        interests=summarize_interests(np.ones((1, 1), dtype=np.float32), ["i1"], [0]),
+        window=describe_window(window),
+        as_of_ms=NOON_MS,
+        accepted_at_ms=NOON_MS + 1,
+        computed_at_ms=NOON_MS + 2,
+        window_offset=7,
+        activation=3,
+        epoch="e",
+        model_version="0001",
+    )
+
+
+def test_list_is_written_in_the_contracts_json() -> None:
+    assert encode_list(a_list()) == (
+        b'{"user_id":"u1","items":[{"item_id":"i2","score":0.5,"interest":0}],'
+        b'"interests":[{"interest":0,"weight":1.0,"clicks":[{"item_id":"i1","weight":1.0}]}],'
+        b'"window":[{"item_id":"i1","clicked_at_ms":1291204800000,"event_type":"click"}],'
+        b'"as_of_ms":1291204800000,"accepted_at_ms":1291204800001,"computed_at_ms":1291204800002,'
+        b'"window_offset":7,"activation":3,"epoch":"e","model_version":"0001","source":"personal"}'
+    )
+
+
+def test_list_comes_back_as_it_was_written() -> None:
+    assert decode_list(encode_list(a_list())) == a_list()
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b'{"user_id":1}', b"\xff", b'{"user_id":"u"}'])
+def test_bytes_that_are_no_list_are_malformed(value: bytes) -> None:
+    with pytest.raises(MalformedEvent, match="not a recall list"):
+        decode_list(value)
+
+
+# --- popular answers
+
+
+@dataclass(frozen=True)
+class Popular:
+    overall: Sequence[str]
+    by_category: dict[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Version:
+    popular: Popular
+    model_version: str = "0000"
+    activation: int = 4
+    trained_at_ms: int = NOON_MS
+
+
+@dataclass(frozen=True)
+class Shop:
+    categories: dict[str, str]
+    gone: frozenset[str] = frozenset()
+
+    def category(self, item_id: str) -> str | None:
+        return self.categories.get(item_id)
+
+    def is_available(self, item_id: str) -> bool:
+        return item_id not in self.gone
+
+
+MUGS_AND_BAGS = Popular(overall=["m1", "b1", "x1", "x2"], by_category={"mug": ["m1", "m2", "m3"], "bag": ["b1", "b2"]})
+SHOP = Shop({"m1": "mug", "m2": "mug", "m3": "mug", "b1": "bag", "b2": "bag"})
+
+
+def popular(
+    limit: int = 10, *, shop: Shop = SHOP, window: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[str]:
+    answer = popular_list(
+        Version(MUGS_AND_BAGS), shop, user_id="u", limit=limit, window_item_ids=window, exclude=exclude
+    )
+    return [item.item_id for item in answer.items]
+
+
+def test_user_without_a_window_gets_what_is_popular_overall() -> None:
+    assert popular() == ["m1", "b1", "x1", "x2"]
+
+
+def test_every_other_popular_item_is_of_a_clicked_category() -> None:
+    assert popular(window=["m3"]) == ["m1", "m2", "b1", "x1", "x2"]
+
+
+def test_most_clicked_category_comes_first() -> None:
+    assert popular(limit=1, window=["m2", "m3", "b2"]) == ["m1"]
+    assert popular(limit=1, window=["b2", "b2", "m2"]) == ["b1"]
+
+
+def test_popular_list_leaves_out_what_is_unavailable_or_excluded() -> None:
+    assert popular(shop=Shop(SHOP.categories, gone=frozenset({"m1"})), exclude=["x1"]) == ["b1", "x2"]
+
+
+def test_popular_list_ends_at_its_limit() -> None:
+    assert popular(limit=2) == ["m1", "b1"]
+
+
+def test_popular_list_says_where_it_comes_from() -> None:
+    answer = popular_list(Version(MUGS_AND_BAGS), SHOP, user_id="u", limit=2)
+
+    assert (answer.source, answer.model_version, answer.activation, answer.interests) == ("popular", "0000", 4, ())
+    assert [(item.score, item.interest) for item in answer.items] == [(1.0, None), (0.5, None)]
