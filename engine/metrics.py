@@ -7,7 +7,10 @@ rightly.
 
 from __future__ import annotations
 
+import urllib.request
+
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
 
 FRESHNESS_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300, 1800)
 STAGE_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
@@ -56,6 +59,9 @@ RECALL_AUDIT = Gauge(
 )
 
 CATALOG_ITEMS = Gauge("mindstream_catalog_items", "Items of the catalog, removed ones not counted.")
+ITEMS_REJECTED = Counter(
+    "mindstream_items_rejected_total", "Records of `items` that could not be taken, by reason.", ["reason"]
+)
 LISTS_HELD = Gauge("mindstream_lists_held", "Recall lists that this query service answers from.")
 LISTS_LAG = Gauge("mindstream_lists_lag", "Records of `recall-lists` that this query service has not applied.")
 LIST_RECORDS_REFUSED = Counter(
@@ -91,3 +97,19 @@ def listen(port: int, *, host: str) -> None:
     """Serve the metrics of this process at `http://host:port/metrics`; port 0 serves none."""
     if port:
         start_http_server(port, addr=host)
+
+
+def scrape(address: str) -> dict[str, float]:
+    """Return the samples at *address* by name and labels, written as Prometheus writes them.
+
+    Raises:
+        OSError: nothing answers there.
+    """
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {_sample_name(sample.name, sample.labels): sample.value for family in families for sample in family.samples}
+
+
+def _sample_name(name: str, labels: dict[str, str]) -> str:
+    inside = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{inside}}}" if inside else name
