@@ -24,8 +24,16 @@ CRASH_WINDOW_S = 120.0
 class Child:
     """One `mindstream` sub-command as a process; its output goes to *log_path*, appended."""
 
-    def __init__(self, name: str, arguments: Sequence[str], *, environment: Mapping[str, str], log_path: Path) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log_path: Path,
+        niceness: int = 0,
+    ) -> None:
+        self.name, self._niceness = name, niceness
         self._command = [sys.executable, "-m", "engine.cli", *arguments]
         self._environment = dict(environment)
         self.log_path = log_path
@@ -43,8 +51,12 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=self._before_exec,
             )
+
+    def _before_exec(self) -> None:
+        die_with_parent()
+        os.nice(self._niceness)
 
     @property
     def pid(self) -> int | None:

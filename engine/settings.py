@@ -25,6 +25,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OUTSIDE_NAMES = {"kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS"}
 """Settings that go by a name of their own in the environment, because the rest of the world calls them so."""
 
+NOT_SETTINGS = (PREFIX + "CONFIG", PREFIX + "TEST_")
+"""Variables with our prefix that name no setting: the file of settings, and what the tests are told."""
+
 
 class Settings(BaseSettings):
     """Every setting of every command; the defaults run the whole system on one machine."""
@@ -210,7 +213,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, object]:
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     known |= {outside: name for name, outside in OUTSIDE_NAMES.items()}
     for key in environ:
-        if key.startswith(PREFIX) and key not in known and key != PREFIX + "CONFIG":
+        if key.startswith(PREFIX) and key not in known and not key.startswith(NOT_SETTINGS):
             raise ConfigError(key, got=environ[key], expected="a known setting; docs/settings.md lists them")
     return {name: environ[key] for key, name in known.items() if environ.get(key, "") != ""}
 

@@ -1,0 +1,211 @@
+"""What one run of `mindstream up` measured: read from the parts' metrics, shown to a newcomer, written as a report.
+
+Freshness comes from the query service, which sees each new list last: click accepted by the log -> list that a query
+answers with, over the last minute. The backlog's drain is a figure of its own and not part of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.metrics import scrape
+from engine.settings import Settings
+
+OBSERVE_EVERY_S = 0.5
+
+
+@dataclass(slots=True)
+class Measured:
+    """Figures of one run; times are seconds, `*_at` are readings of the monotonic clock."""
+
+    source: str
+    simulated: bool
+    broker_ready_at: float = 0.0
+    replayed: int = 0
+    replayed_at: float | None = None
+    live_sent: int = 0
+    first_personal_list_s: float | None = None
+    drained_s: float | None = None
+    lists_personal: int = 0
+    status: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, float] = field(default_factory=dict)
+    applied_by_dead_engines: float = 0.0
+
+    def note_replayed(self, clicks: int) -> None:
+        """Remember that the replay is over and how many clicks it sent."""
+        self.replayed, self.replayed_at = clicks, time.monotonic()
+
+    def note_drained(self) -> None:
+        """Remember when every user's list first stood on the first trained version."""
+        self.drained_s = time.monotonic() - self.broker_ready_at
+
+    @property
+    def clicks_applied(self) -> int:
+        """Clicks the engine has put into windows, crashed engines' included."""
+        return int(self.applied_by_dead_engines + self.engine.get("applied", 0.0))
+
+    @property
+    def is_applied(self) -> bool:
+        """The engine has caught up with the log."""
+        return bool(self.engine) and self.engine.get("lag", 1.0) <= 50
+
+    @property
+    def has_trained_version(self) -> bool:
+        """The query service holds a version with a model in it, and lists made by it."""
+        return str(self.status.get("model", {}).get("version") or "0000") != "0000" and self.lists_personal > 0
+
+    @property
+    def is_drained(self) -> bool:
+        """Every list stands on the current version and hardly a user waits."""
+        return self.engine.get("on_current", 0.0) >= 0.99 and self.engine.get("dirty", 1e9) <= 20
+
+    def take_engine(self, figures: dict[str, float]) -> None:
+        """Take a scrape of the engine; a counter that went back belongs to a new process."""
+        if figures["applied"] < self.engine.get("applied", 0.0):
+            self.applied_by_dead_engines += self.engine["applied"]
+        self.engine = figures
+
+
+async def observe(settings: Settings, measured: Measured) -> None:
+    """Keep *measured* up to date until cancelled; parts that don't answer yet are asked again."""
+    while True:
+        await asyncio.to_thread(_observe_once, settings, measured)
+        await asyncio.sleep(OBSERVE_EVERY_S)
+
+
+def _observe_once(settings: Settings, measured: Measured) -> None:
+    try:
+        values = scrape(f"http://{settings.metrics_host}:{settings.engine_metrics_port}/metrics")
+        measured.take_engine(
+            {
+                "applied": values.get('mindstream_clicks_total{outcome="applied"}', 0.0),
+                "rejected": values.get('mindstream_clicks_total{outcome="rejected"}', 0.0),
+                "lag": values.get("mindstream_consumer_lag", 1e9),
+                "dirty": values.get("mindstream_dirty_users", 1e9),
+                "on_current": values.get("mindstream_lists_on_current_version_ratio", 0.0),
+            }
+        )
+    except (OSError, ValueError):
+        pass
+    try:
+        measured.status = ask(settings, "/v1/status")
+    except (OSError, ValueError):
+        return
+    measured.lists_personal = int(measured.status.get("lists", {}).get("held", 0))
+    if measured.first_personal_list_s is None and measured.lists_personal:
+        measured.first_personal_list_s = time.monotonic() - measured.broker_ready_at
+
+
+def ask(settings: Settings, path: str) -> dict[str, Any]:
+    """Return the query service's JSON answer to GET *path*.
+
+    Raises:
+        OSError: it does not answer, or with an error.
+    """
+    request = urllib.request.Request(service_address(settings) + path)
+    if settings.api_token is not None:
+        request.add_header("Authorization", f"Bearer {settings.api_token.get_secret_value()}")
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        loaded: dict[str, Any] = json.loads(answer.read())
+        return loaded
+
+
+def service_address(settings: Settings) -> str:
+    """Return the address of the query service as a person would type it."""
+    return f"http://{settings.serve_host}:{settings.serve_port}"
+
+
+def write_report(measured: Measured, path: Path) -> None:
+    """Write the figures of the run as JSON, atomically."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(json.dumps(report(measured), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def report(measured: Measured) -> dict[str, Any]:
+    """Return what `--report` writes; the names are a contract."""
+    model, freshness = measured.status.get("model", {}), measured.status.get("freshness", {})
+    metrics = model.get("metrics", {})
+    return {
+        "source": measured.source,
+        "simulated": measured.simulated,
+        "clicks_sent": measured.replayed + measured.live_sent,
+        "clicks_applied": measured.clicks_applied,
+        "clicks_rejected": int(measured.engine.get("rejected", 0)),
+        "users": measured.status.get("lists", {}).get("users", measured.lists_personal),
+        "lists_personal": measured.lists_personal,
+        "first_personal_list_s": _rounded(measured.first_personal_list_s),
+        "backlog_drained_s": _rounded(measured.drained_s),
+        "versions": measured.status.get("versions", []),
+        "click_to_visible_p50_s": freshness.get("p50_s"),
+        "click_to_visible_p99_s": freshness.get("p99_s"),
+        "click_to_visible_count": freshness.get("count"),
+        "recall_at_50": metrics.get("recall_at_50"),
+        "recall_at_50_standard_error": metrics.get("standard_error"),
+        "popular_recall_at_50": metrics.get("popular_recall_at_50"),
+        "itemcf_recall_at_50": metrics.get("itemcf_recall_at_50"),
+    }
+
+
+def show_summary(console: Console, settings: Settings, measured: Measured) -> None:
+    """Print what a newcomer wants to see after the replay: figures, the page, and what to try."""
+    figures = report(measured)
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("clicks sent / applied", f"{figures['clicks_sent']:,} / {figures['clicks_applied']:,}")
+    table.add_row("users with a personal list", f"{figures['lists_personal']:,}")
+    table.add_row("first personal list", f"{_seconds(figures['first_personal_list_s'])} after the broker was ready")
+    table.add_row("backlog drained", f"{_seconds(figures['backlog_drained_s'])} after the broker was ready")
+    table.add_row("model version", str(measured.status.get("model", {}).get("version", "-")))
+    table.add_row("Recall@50 on later clicks", _recall_line(figures))
+    table.add_row(
+        "click -> fresh list, live",
+        f"p50 {_milliseconds(figures['click_to_visible_p50_s'])}, p99 "
+        f"{_milliseconds(figures['click_to_visible_p99_s'])} ({figures['click_to_visible_count'] or 0} clicks)",
+    )
+    console.print(table, highlight=False)
+    for line in _things_to_try(settings, measured):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _things_to_try(settings: Settings, measured: Measured) -> list[str]:
+    address, user = service_address(settings), measured.status.get("example_user", "u1")
+    item = measured.status.get("example_item", "i1")
+    return [
+        f"Page: [bold]{address}/[/bold]",
+        "Try:",
+        f"  curl '{address}/v1/users/{user}/recall?limit=5'",
+        f"  curl -X POST {address}/v1/clicks -H 'content-type: application/json' "
+        f'-d \'{{"user_id": "{user}", "item_id": "{item}"}}\'',
+        f"  curl '{address}/v1/users/{user}/recall?limit=5&explain=true'",
+    ]
+
+
+def _recall_line(figures: dict[str, Any]) -> str:
+    if figures["recall_at_50"] is None:
+        return "-"
+    return (
+        f"{figures['recall_at_50']:.4f} ± {figures['recall_at_50_standard_error'] or 0:.4f} "
+        f"(popular {figures['popular_recall_at_50']:.4f}, item-CF {figures['itemcf_recall_at_50']:.4f})"
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1000:.0f} ms"

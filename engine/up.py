@@ -1,0 +1,278 @@
+"""The whole system on one machine: `mindstream up`.
+
+In order: a real broker, topics, the query service, an engine, version 0000 (popular lists), the replay of the first
+95 % of the events, a first training while live clicks already flow, its swap, a summary. Then live traffic until
+Ctrl-C. The parts are the same commands a production set-up runs, as child processes; a part that crashes is started
+again. What was measured comes from the parts' own metrics (`engine/summary.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from engine.doctor import check_start
+from engine.errors import SetupError
+from engine.log import wait_for_broker
+from engine.processes import Child, child_environment, stop_all
+from engine.replay import ReplayProgress, replay
+from engine.settings import PREFIX, Settings
+from engine.sources import EventSource, open_source
+from engine.streams.local_broker import LocalBroker
+from engine.streams.topics import create_topics
+from engine.summary import Measured, observe, show_summary, write_report
+
+LIVE_SHARE = 0.05
+"""Share of the events, the latest, that is held back and sent as live traffic."""
+LIVE_PHASE_S = 60.0
+"""How long live traffic runs before the freshness of a run that ends by itself is read."""
+TRAINER_NICENESS = 10
+"""The trainer yields the cores to the click's way."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What `mindstream up` was asked for on its command line."""
+
+    data_path: Path | None = None
+    exit_when_replayed: bool = False
+    report_path: Path | None = None
+    click_limit: int | None = None
+    live_rate: float = 20.0
+    train_every: str = "15m"
+
+
+def run_up(settings: Settings, options: UpOptions) -> int:
+    """Run the system until Ctrl-C, or to the end of the live phase; return the exit code.
+
+    Raises:
+        SetupError: Java, a port or the disk is not as needed; nothing was started.
+        SourceError: the data can't be read.
+    """
+    console = Console()
+    source = open_source(options.data_path)
+    settings = claim_data_dir(settings, source, console)
+    check_start(settings)
+    console.print(describe_source(source))
+    with started_broker(settings, console):
+        return asyncio.run(_System(settings, options, source, console).run())
+
+
+def claim_data_dir(settings: Settings, source: EventSource, console: Console) -> Settings:
+    """Return settings whose data directory holds *source* and no other; two shops never mix in one log."""
+    marker = settings.data_dir / "source.json"
+    if marker.exists() and json.loads(marker.read_text())["source"] != source.name:
+        settings = settings.model_copy(update={"data_dir": settings.data_dir / source.name})
+        console.print(
+            f"{marker.parent} holds another source, so this run keeps its state in {settings.data_dir}.\n"
+            f"Say MINDSTREAM_DATA_DIR={settings.data_dir} to other commands.",
+            highlight=False,
+        )
+        marker = settings.data_dir / "source.json"
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({"source": source.name}))
+    return settings
+
+
+def describe_source(source: EventSource) -> str:
+    """Return one line that says which events run through the system, and plainly when they are made up."""
+    kind = "a simulated shop, not real events" if source.simulated else "real events"
+    return f"Source: [bold]{source.name}[/bold] ({kind}), {source.click_count:,} clicks."
+
+
+@contextlib.contextmanager
+def started_broker(settings: Settings, console: Console) -> Iterator[None]:
+    """Run the local broker around the block; with a cluster of the user's own, run nothing."""
+    if not settings.uses_local_broker:
+        console.print(f"Kafka: {settings.bootstrap_servers} (yours)", highlight=False)
+        yield
+        return
+    broker = LocalBroker(settings)
+    try:
+        with console.status("Starting Apache Kafka ..."):
+            broker.start()
+        console.print(f"Kafka: {broker.bootstrap_servers}, one node, started here", highlight=False)
+        yield
+    finally:
+        broker.stop()
+
+
+class _System:
+    """The running children and what was seen of them."""
+
+    def __init__(self, settings: Settings, options: UpOptions, source: EventSource, console: Console) -> None:
+        self.settings, self.options, self.source, self.console = settings, options, source, console
+        self.measured = Measured(source=source.name, simulated=source.simulated)
+        self.stopping = asyncio.Event()
+        environment = child_environment(
+            {
+                PREFIX + "DATA_DIR": settings.data_dir.resolve(),
+                "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+            }
+        )
+
+        def child(name: str, *arguments: str, niceness: int = 0) -> Child:
+            log_path = settings.data_dir / "logs" / f"{name}.log"
+            return Child(name, arguments, environment=environment, log_path=log_path, niceness=niceness)
+
+        self.serve = child("serve", "serve")
+        self.engine = child("engine", "engine")
+        self.trainer = child("trainer", "train", "--every", options.train_every, niceness=TRAINER_NICENESS)
+        self.version_zero = child("version-zero", "train", "--version-zero")
+        self.kept_up: list[Child] = []
+
+    async def run(self) -> int:
+        """Go through the phases; Ctrl-C at any moment leads to the same clean stop."""
+        loop = asyncio.get_running_loop()
+        for sent in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sent, self.stopping.set)
+        await wait_for_broker(self.settings, timeout_s=60)
+        await create_topics(self.settings)
+        self.measured.broker_ready_at = time.monotonic()
+        watching = [asyncio.create_task(self._keep_up()), asyncio.create_task(observe(self.settings, self.measured))]
+        phases = asyncio.create_task(self._phases())
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            await asyncio.wait({phases, stopped, *watching}, return_when=asyncio.FIRST_COMPLETED)
+            failed = [task for task in (phases, *watching) if task.done() and task.exception()]
+            for task in failed:
+                raise task.exception() or AssertionError
+        finally:
+            await self._stop([phases, stopped, *watching])
+        if self.options.report_path is not None:
+            write_report(self.measured, self.options.report_path)
+            self.console.print(f"Report: {self.options.report_path}", highlight=False)
+        return 0
+
+    async def _phases(self) -> None:
+        for part in (self.serve, self.engine):
+            self._start(part)
+        self.version_zero.start()
+        first_live = await self._replay()
+        self._start(self.trainer)
+        async with self._live_traffic(first_live):
+            await self._wait("Waiting for the engine to apply what was replayed", lambda: self.measured.is_applied)
+            await self._wait(
+                "Training the first model version", lambda: self.measured.has_trained_version, self.trainer
+            )
+            await self._wait("Refreshing every user's list under it", lambda: self.measured.is_drained)
+            self.measured.note_drained()
+            if self.options.exit_when_replayed:
+                await self._wait_seconds("Measuring freshness on live traffic", LIVE_PHASE_S)
+                show_summary(self.console, self.settings, self.measured)
+                return
+            await self._wait_seconds("Collecting some live traffic", 10.0)
+            show_summary(self.console, self.settings, self.measured)
+            self.console.print("Live clicks keep flowing; Ctrl-C stops everything.")
+            await asyncio.Event().wait()
+
+    def _start(self, part: Child) -> None:
+        part.start()
+        self.kept_up.append(part)
+
+    async def _replay(self) -> int:
+        """Send all but the live share; return the index of the first live click."""
+        total = min(self.source.click_count, self.options.click_limit or self.source.click_count)
+        first_live = total - max(1, int(total * LIVE_SHARE))
+        columns = (
+            TextColumn("Replaying"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:,.0f} clicks/s"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task("replay", total=first_live, rate=0.0)
+
+            def show(progress: ReplayProgress) -> None:
+                bar.update(task, completed=progress.sent, rate=progress.clicks_per_s)
+
+            resume_file = self.settings.data_dir / "replay.json"
+            report = await replay(
+                self.settings, self.source, last=first_live, resume_file=resume_file, on_progress=show
+            )
+        self.measured.note_replayed(report.clicks_sent)
+        if report.clicks_sent == 0:
+            self.console.print("Everything was replayed before; going on from the state on disk.")
+        return first_live
+
+    @contextlib.asynccontextmanager
+    async def _live_traffic(self, first_live: int) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._send_live(first_live))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _send_live(self, first_live: int) -> None:
+        """Send the held-back clicks with the time of sending, over and over, until cancelled."""
+        resume_file = self.settings.data_dir / "live.json"
+        sent_before = 0
+
+        def count(progress: ReplayProgress) -> None:
+            nonlocal sent_before
+            self.measured.live_sent += progress.sent_now - sent_before
+            sent_before = progress.sent_now
+
+        while True:
+            sent_before = 0
+            await replay(
+                self.settings,
+                self.source,
+                first=first_live,
+                last=min(self.source.click_count, self.options.click_limit or self.source.click_count),
+                rate=self.options.live_rate,
+                restamp=True,
+                send_items=False,
+                resume_file=resume_file,
+                on_progress=count,
+            )
+            resume_file.unlink(missing_ok=True)
+
+    async def _keep_up(self) -> None:
+        """Start a crashed part again; give up, and stop everything, when it crashes over and over."""
+        while True:
+            for part in self.kept_up:
+                if part.exit_code not in (None, 0):
+                    self.console.print(f"{part.name} ended with {part.exit_code}; starting it again", highlight=False)
+                if not part.revive(now=time.monotonic()):
+                    raise SetupError(
+                        f"{part.name} keeps crashing:\n{part.last_lines()}\n", remedy=f"read {part.log_path}"
+                    )
+            await asyncio.sleep(0.5)
+
+    async def _wait(self, title: str, is_done: object, talker: Child | None = None) -> None:
+        assert callable(is_done)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("[dim]{task.fields[said]}"))
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(title, said="")
+            while not is_done():
+                if talker is not None:
+                    bar.update(task, said=talker.last_lines(1)[-100:])
+                await asyncio.sleep(0.2)
+        self.console.print(f"{title}: done", highlight=False)
+
+    async def _wait_seconds(self, title: str, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        await self._wait(title, lambda: time.monotonic() >= until)
+
+    async def _stop(self, tasks: list[asyncio.Task[None] | asyncio.Task[bool]]) -> None:
+        """End the tasks, then the parts: producers of work first, the query service last."""
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.console.print("Stopping ...")
+        killed = stop_all([self.trainer, self.version_zero, self.engine, self.serve])
+        if killed:
+            self.console.print(f"Had to kill: {', '.join(killed)}")
