@@ -111,7 +111,8 @@ def click_strengths(weights: np.ndarray, config: MindConfig) -> np.ndarray:
     if config.weight_power == 0.0:
         return np.ones(weights.shape, dtype=np.float32)
     factors: np.ndarray = (np.log1p(np.maximum(weights, 0.0)) / np.log(2.0)) ** config.weight_power
-    return np.minimum(factors, config.weight_cap, dtype=np.float32)
+    capped: np.ndarray = np.minimum(factors, config.weight_cap).astype(np.float32)
+    return capped
 
 
 def encode_profiles(

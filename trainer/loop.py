@@ -1,0 +1,247 @@
+"""The training loop: samples in, a trained InterestModel out.
+
+AdamW with warm-up and cosine decay over a number of steps planned from the epochs. Where the planned steps would not
+fit into `max_seconds`, the plan is shortened while it runs, so the learning rate still ends low; the progress says so.
+While time suffices the result depends on log, config, options and the number of threads alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import ConfigError
+from engine.model import InterestModel, MindConfig
+from engine.model.features import WindowBatch
+from engine.model.mind import MindNetwork, WindowTensors, attend
+from trainer.negatives import FULL_SOFTMAX_ITEMS, draw_negatives, full_softmax_loss, sampled_softmax_loss
+from trainer.samples import ClickLog, Samples, build_samples, build_vocabulary, cut_windows, field_rows
+
+TIMING_STEPS = 10
+"""The plan is held against the clock after every so many steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """How one run learns; the defaults are measured in docs/model.md."""
+
+    batch_size: int = 512
+    """Samples of one step."""
+    epochs: float = 4.0
+    """Passes over the samples."""
+    max_seconds: float = 75.0
+    """Wall time of the steps; fewer are made where they would not fit."""
+    threads: int = 2
+    """Threads of torch."""
+    seed: int = 7
+    device: str = "cpu"
+    learning_rate: float = 7e-3
+    """Peak, after the warm-up."""
+    warmup_share: float = 0.03
+    """Share of the steps in which the rate rises."""
+    final_rate_share: float = 0.01
+    """Share of the peak that the rate ends at."""
+    weight_decay: float = 0.0
+    horizon: int = 1
+    """The target is drawn from the next so many clicks after the window."""
+    novel_targets: bool = False
+    """Learn only targets that are not in their window, since lists leave seen items out."""
+    negatives: int | None = None
+    """Uniform negatives a step; None takes 2,048, or every item where there are at most 8,192."""
+    behavior_dropout: float = 0.2
+    """Share of the numbers of behavior vectors set to 0."""
+    click_dropout: float = 0.2
+    """Share of a window's clicks left out."""
+    id_dropout: float = 0.0
+    """Share of items that a step knows by their fields alone, so that new items fit in."""
+    profile_dropout: float = 0.1
+    """Share of profiles taken as unknown, so that the unknown rows learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands after a step."""
+
+    step: int
+    steps: int
+    """Steps of the plan now in force."""
+    planned_steps: int
+    """Steps that the epochs asked for; more than `steps` where time is short."""
+    epochs: float
+    """Passes over the samples so far."""
+    loss: float
+    """Mean over the last steps, natural log."""
+    seconds: float
+
+
+def train(
+    log: ClickLog,
+    config: MindConfig,
+    options: TrainOptions,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> InterestModel:
+    """Return a model trained on all of *log*.
+
+    Raises:
+        ConfigError: no user of *log* has two positive clicks, so there is nothing to learn.
+    """
+    vocabulary = build_vocabulary(log)
+    samples = build_samples(log, vocabulary, config)
+    if not len(samples.targets):
+        raise ConfigError("clicks", got=log.click_count, expected="a user with at least two clicks to learn from")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        torch.manual_seed(options.seed)
+        network = MindNetwork(config, vocabulary, torch.from_numpy(field_rows(vocabulary, log.items)))
+        network = network.to(options.device)
+        _run_steps(network, samples, options, on_progress, clock)
+    finally:
+        torch.set_num_threads(threads)
+    return InterestModel(network, vocabulary)
+
+
+def _run_steps(
+    network: MindNetwork,
+    samples: Samples,
+    options: TrainOptions,
+    on_progress: Callable[[Progress], None],
+    clock: Callable[[], float],
+) -> None:
+    planned = max(1, math.ceil(options.epochs * len(samples.targets) / options.batch_size))
+    plan = Plan(planned, max_seconds=options.max_seconds, started=clock())
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
+    trainer = _Steps(network, samples, options)
+    recent: list[float] = []
+    step = 0
+    while step < plan.steps:
+        rate = learning_rate(step, plan.steps, options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = trainer.loss(trainer.next_batch())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        step += 1
+        recent = [*recent[-49:], loss.item()]
+        seconds = plan.hold_against_clock(step, clock())
+        epochs = step * options.batch_size / len(samples.targets)
+        on_progress(Progress(step, plan.steps, planned, epochs, sum(recent) / len(recent), seconds))
+
+
+class Plan:
+    """The number of steps, shortened where the clock says that they don't fit."""
+
+    def __init__(self, steps: int, *, max_seconds: float, started: float) -> None:
+        self.steps = steps
+        self._max_seconds = max_seconds
+        self._started = started
+
+    def hold_against_clock(self, step: int, now: float) -> float:
+        """Shorten the plan to what fits after *step* steps at their mean pace; return the seconds since the start."""
+        seconds = now - self._started
+        if seconds >= self._max_seconds:
+            self.steps = min(self.steps, step)
+        elif step % TIMING_STEPS == 0:
+            self.steps = min(self.steps, max(step, int(step * self._max_seconds / max(seconds, 1e-9))))
+        return seconds
+
+
+def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
+    """Return the rate of *step*, from 0, of *steps*: a linear rise, then half a cosine down to the final share."""
+    warmup = options.warmup_share * steps
+    if step < warmup:
+        return options.learning_rate * (step + 1) / (warmup + 1)
+    falling = 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1.0)))
+    return options.learning_rate * (options.final_rate_share + (1.0 - options.final_rate_share) * falling)
+
+
+class _Steps:
+    """Batches without end, and the loss of one; holds the run's random generators."""
+
+    def __init__(self, network: MindNetwork, samples: Samples, options: TrainOptions) -> None:
+        self._network, self._samples, self._options = network, samples, options
+        self._random = np.random.default_rng(options.seed)
+        self._items = network.item_ids.num_embeddings - 1
+        self._negatives = options.negatives or (0 if self._items <= FULL_SOFTMAX_ITEMS else 2_048)
+        self._device = network.item_ids.weight.device
+        self._ends = np.append(samples.starts[1:], len(samples.rows))[samples.users]
+        self._order = np.zeros(0, dtype=np.int64)
+
+    def next_batch(self) -> tuple[WindowBatch, np.ndarray]:
+        """Return the next windows, with their dropout done, and their (B,) target rows."""
+        options, samples, config = self._options, self._samples, self._network.config
+        while len(self._order) < options.batch_size:
+            self._order = np.append(self._order, self._random.permutation(samples.targets))
+        ends, self._order = self._order[: options.batch_size], self._order[options.batch_size :]
+        windows = cut_windows(samples, ends, config)
+        reach = np.minimum(self._ends[ends] - ends, options.horizon)
+        targets = samples.rows[ends + (self._random.random(len(ends)) * reach).astype(np.int64)]
+        if options.novel_targets:
+            is_novel = ~(windows.rows == targets[:, None]).any(axis=1)
+            if is_novel.any():
+                windows, targets = _keep(windows, is_novel), targets[is_novel]
+        return self._with_dropout(windows), targets
+
+    def _with_dropout(self, windows: WindowBatch) -> WindowBatch:
+        kept = self._random.random(windows.rows.shape) >= self._options.click_dropout
+        kept[:, -1] = True  # the newest click stays, so no window is left empty
+        known = (self._random.random(windows.profile_rows.shape) >= self._options.profile_dropout).astype(np.int64)
+        return WindowBatch(
+            rows=windows.rows,
+            strengths=windows.strengths * kept,
+            counts=windows.counts,
+            profile_rows=windows.profile_rows * known,
+            profile_numbers=windows.profile_numbers * known.astype(np.float32),
+        )
+
+    def loss(self, batch: tuple[WindowBatch, np.ndarray]) -> Tensor:
+        """Return the mean loss of one batch."""
+        windows = WindowTensors.of(batch[0], self._device)
+        targets = torch.from_numpy(batch[1]).to(self._device)
+        if not self._negatives:
+            table = self._pool(torch.arange(self._items + 1, device=self._device))
+            users = self._users(table[windows.rows], windows, table[targets])
+            return full_softmax_loss(users, table, targets)
+        negatives = torch.from_numpy(draw_negatives(self._random, items=self._items, count=self._negatives))
+        negatives = negatives.to(self._device)
+        behaviors = self._pool(windows.rows)
+        target_vectors, negative_vectors = self._pool(targets), self._pool(negatives)
+        users = self._users(behaviors, windows, target_vectors)
+        return sampled_softmax_loss(
+            users, target_vectors, negative_vectors, targets=targets, negatives=negatives, items=self._items
+        )
+
+    def _pool(self, rows: Tensor) -> Tensor:
+        share = self._options.id_dropout
+        if not share:
+            return self._network.pool_items(rows)
+        kept = torch.from_numpy(self._random.random(self._items + 1) >= share).to(self._device)
+        return self._network.pool_items(rows, id_kept=kept[rows])
+
+    def _users(self, behaviors: Tensor, windows: WindowTensors, targets: Tensor) -> Tensor:
+        network = self._network
+        behaviors = torch.nn.functional.dropout(behaviors, self._options.behavior_dropout)
+        vectors, _weights = network(network.map_behaviors(behaviors), windows)
+        used = torch.arange(vectors.shape[1], device=vectors.device) < windows.counts.unsqueeze(-1)  # (B, K)
+        return attend(vectors, used, targets, power=network.config.attention_power)
+
+
+def _keep(windows: WindowBatch, chosen: np.ndarray) -> WindowBatch:
+    return WindowBatch(
+        rows=windows.rows[chosen],
+        strengths=windows.strengths[chosen],
+        counts=windows.counts[chosen],
+        profile_rows=windows.profile_rows[chosen],
+        profile_numbers=windows.profile_numbers[chosen],
+    )

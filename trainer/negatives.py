@@ -1,0 +1,57 @@
+"""What a target is compared with: all items, or uniform negatives shared by the batch.
+
+Sampled softmax (section 4.5 of the paper) with the two usual mistakes closed: the correction for the sampling
+probability, and negatives that are the target itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+FULL_SOFTMAX_ITEMS = 8_192
+"""Up to this many items every one of them is a negative: exact, and as cheap as sampling."""
+
+
+def full_softmax_loss(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the targets among all items.
+
+    Args:
+        users: (B, D) float32 user vectors.
+        items: (N + 1, D) float32 item vectors; row 0 is padding and no candidate.
+        targets: (B,) int64 item rows.
+    """
+    return functional.cross_entropy(users @ items[1:].T, targets - 1)
+
+
+def sampled_softmax_loss(
+    users: Tensor, target_vectors: Tensor, negative_vectors: Tensor, *, targets: Tensor, negatives: Tensor, items: int
+) -> Tensor:
+    """Return the mean cross-entropy of the targets among M negatives that stand for all other items.
+
+    A uniform negative is drawn M / (N - 1) times on average, so each counts (N - 1) / M times (logQ correction);
+    one that is the row's own target counts nothing.
+
+    Args:
+        users: (B, D) float32 user vectors.
+        target_vectors: (B, D) float32.
+        negative_vectors: (M, D) float32, shared by the batch.
+        targets: (B,) int64 item rows.
+        negatives: (M,) int64 item rows, drawn uniformly.
+        items: N, items in all.
+    """
+    correction = math.log(max(items - 1, 1) / len(negatives))
+    hits = targets.unsqueeze(1) == negatives.unsqueeze(0)  # (B, M)
+    others = (users @ negative_vectors.T + correction).masked_fill(hits, -torch.inf)
+    own = (users * target_vectors).sum(dim=-1, keepdim=True)
+    first = torch.zeros(len(users), dtype=torch.int64, device=users.device)
+    return functional.cross_entropy(torch.cat([own, others], dim=1), first)
+
+
+def draw_negatives(generator: np.random.Generator, *, items: int, count: int) -> np.ndarray:
+    """Return (count,) int64 item rows from 1 to *items*, uniform, with replacement."""
+    return generator.integers(1, items + 1, size=count)
