@@ -132,6 +132,17 @@ class DamagedVersion(ModelError):
         )
 
 
+class RegistryUnusable(ModelError):
+    """The place where model versions are kept can't be read or written."""
+
+    def __init__(self, registry: object, *, cause: object) -> None:
+        self.registry, self.cause = registry, cause
+        super().__init__(
+            f"the model registry {registry} can't be used: {cause}; "
+            "make room or mend MINDSTREAM_REGISTRY_URL; engines go on with the version they serve"
+        )
+
+
 class NotEnoughClicks(ModelError):
     """The log holds too little to train on."""
 

@@ -1,0 +1,157 @@
+"""ServingSnapshot: all parts of one model version in memory; SnapshotHolder: the one in service.
+
+`load_snapshot` makes a snapshot from the registry and lets nothing through that could not serve: the registry checks
+bytes and numbers, the index is checked in a child process, and canary windows must find items. `engine/hotswap.py`
+calls it when a version is announced; the refresh loop and the query service take `SnapshotHolder.current` once per
+micro-batch or query, so nothing ever mixes two versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.ann import ItemIndex
+from engine.ann.exact import ExactIndex
+from engine.ann.hnsw import HnswIndex
+from engine.errors import ConfigError, IncompatibleVersion
+from engine.model.features import UserInput
+from engine.model.mind import InterestModel
+from engine.model.parts import VersionParts
+from engine.model.registry import Registry
+from engine.settings import Settings
+
+_CANARIES, _CANARY_CLICKS, _CANARY_ITEMS = 16, 12, 10
+_CANARY_SEED = 20_190_417
+
+
+@dataclass(frozen=True, slots=True)
+class PopularLists:
+    """The popular items of a version, most popular first."""
+
+    overall: Sequence[str] = ()
+    by_category: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServingSnapshot:
+    """One version's parts in memory; immutable, shared by all threads."""
+
+    model_version: str
+    activation: int
+    """Offset of the record on `models` that made this version current; greater is newer, also for a rollback."""
+    trained_at_ms: int
+    model: InterestModel | None
+    """None in a version of popular lists alone, as is the index."""
+    index: ItemIndex | None
+    item_ids: Sequence[str]
+    """(N,) the item of each row that the index answers with."""
+    popular: PopularLists
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What the trainer measured of this version."""
+
+    def activated(self, activation: int) -> ServingSnapshot:
+        """Return the same parts under another activation: the version was announced again."""
+        return dataclasses.replace(self, activation=activation)
+
+
+class SnapshotHolder:
+    """The snapshot in service, None until the first is loaded; replacing it is one assignment."""
+
+    def __init__(self, current: ServingSnapshot | None = None) -> None:
+        self._current = current
+
+    @property
+    def current(self) -> ServingSnapshot | None:
+        """The snapshot in service. Take it once per batch or query, and use nothing else throughout."""
+        return self._current
+
+    def swap(self, successor: ServingSnapshot) -> ServingSnapshot | None:
+        """Serve *successor* from now on and return the snapshot it retires.
+
+        Readers take `current` once per batch or query, so none sees two versions.
+        """
+        retired, self._current = self._current, successor
+        return retired
+
+
+def load_snapshot(
+    settings: Settings, version: str, activation: int, *, manifest_sha256: str | None = None
+) -> ServingSnapshot:
+    """Return the snapshot of *version*, checked and ready to serve; takes seconds, so call it off the event loop.
+
+    Args:
+        settings: where the registry is, which index to use, on which device.
+        version: the version's number.
+        activation: offset of the record on `models` that announced it.
+        manifest_sha256: what that record says of the manifest.
+
+    Raises:
+        ModelError: the version is unknown, damaged, doesn't fit together, or fails its canaries.
+        ItemIndexError: its index is damaged, or is not the index of its vectors.
+    """
+    parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256)
+    model, index = _load_model(settings, version, parts), _load_index(settings, version, parts)
+    if model is not None and index is not None:
+        _ask_canaries(version, model, index)
+    return ServingSnapshot(
+        model_version=version,
+        activation=activation,
+        trained_at_ms=parts.manifest["created_at_ms"],
+        model=model,
+        index=index,
+        item_ids=tuple(parts.item_ids),
+        popular=PopularLists(parts.popular["overall"], parts.popular["by_category"]),
+        metrics=parts.manifest.get("metrics") or {},
+    )
+
+
+def choose_device(settings: Settings) -> str:
+    """Return where routing and exact search run: `device`, with auto taking CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is demanded and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_cuda:
+        raise ConfigError("MINDSTREAM_DEVICE", got="cuda", expected="auto or cpu where torch finds no CUDA device")
+    return "cuda" if has_cuda and settings.device != "cpu" else "cpu"
+
+
+def _load_model(settings: Settings, version: str, parts: VersionParts) -> InterestModel | None:
+    if parts.config is None or parts.vocabulary is None:
+        return None
+    device = choose_device(settings)
+    return InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors, device=device, version=version)
+
+
+def _load_index(settings: Settings, version: str, parts: VersionParts) -> ItemIndex | None:
+    if parts.item_vectors is None:
+        return None
+    if settings.index_backend == "exact":
+        return ExactIndex(parts.item_vectors, device=choose_device(settings))
+    if parts.index is None:
+        raise IncompatibleVersion(version, part="index.hnsw", got="absent", expected="present, or index_backend exact")
+    return HnswIndex.from_bytes(parts.index, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
+
+
+def _ask_canaries(version: str, model: InterestModel, index: ItemIndex) -> None:
+    """Check that seeded windows of the vocabulary get finite interests, and that those find items."""
+    known = model.vocabulary.item_ids
+    if not known or not index.size:
+        raise IncompatibleVersion(version, part="the number of items", got=0, expected="at least 1")
+    drawn = np.random.default_rng(_CANARY_SEED).integers(len(known), size=(_CANARIES, _CANARY_CLICKS))
+    found = model.interests([UserInput([known[row] for row in rows]) for rows in drawn.tolist()])
+    used = found.vectors[found.mask]
+    if not np.isfinite(found.vectors).all() or not found.mask.any(axis=1).all():
+        raise IncompatibleVersion(
+            version, part="a canary window's interests", got="NaN or none", expected="finite ones"
+        )
+    rows, scores = index.search(used, min(_CANARY_ITEMS, index.size))
+    if (rows < 0).any() or not np.isfinite(scores).all():
+        raise IncompatibleVersion(version, part="a canary search", got="short or not finite", expected="items")
