@@ -1,0 +1,74 @@
+"""The auditor: recomputes every window from the log by itself and names each difference to what an engine kept.
+
+It shares no code with the engine on purpose: its own client (kafka-python), its own JSON reading, its own rules, its
+own partitioner, so that a mistake in the engine is not repeated here. `docs/audit.md` says what it proves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.audit.book import Letter, compare
+from engine.audit.messages import Entry, Rules, partition_of, read_click
+from engine.audit.records import Topic, read_dump, read_letters
+from engine.audit.report import AuditReport, Difference, Namer
+from engine.settings import Settings
+
+__all__ = [
+    "AuditReport",
+    "Difference",
+    "Entry",
+    "Letter",
+    "Namer",
+    "Rules",
+    "audit",
+    "compare",
+    "partition_of",
+    "read_click",
+]
+
+
+def audit(
+    settings: Settings,
+    *,
+    windows: Iterable[Mapping[str, Any]] | Path | None = None,
+    max_clicks: int | None = None,
+    show_ids: bool = False,
+    now_ms: int | None = None,
+) -> AuditReport:
+    """Compare *windows* and the dead letters with what the log says.
+
+    Args:
+        settings: where the log is, and the rules that the engine was run with.
+        windows: lines of `mindstream windows dump --jsonl`, as values or in a file; None runs that command.
+        max_clicks: size of a window; None takes the setting.
+        show_ids: name users in clear instead of by their hash.
+        now_ms: wall time, to tell letters that have expired; None asks the clock.
+
+    Raises:
+        LogError: the log can't be read, or no longer begins at offset 0.
+        SourceError: the dump can't be read.
+    """
+    ends_before_dump = Topic(settings, "clicks").ends
+    claims = list(read_dump(windows))
+    clicks, letters = Topic(settings, "clicks"), Topic(settings, "clicks.dead-letters")
+    clicks.refuse_a_cut_log()
+    rules = Rules(
+        partitions=len(clicks.ends),
+        max_clicks=max_clicks or settings.window_max_clicks,
+        future_tolerance_ms=settings.future_tolerance_ms,
+        max_message_bytes=settings.max_message_bytes,
+    )
+    return compare(
+        clicks.entries(),
+        claims,
+        read_letters(letters.entries(), topic=settings.topic("clicks")),
+        rules,
+        namer=Namer(settings.log_salt.get_secret_value().encode(), show_ids),
+        ends=clicks.ends,
+        through={partition: end - 1 for partition, end in ends_before_dump.items()},
+        now_ms=now_ms if now_ms is not None else int(time.time() * 1000),
+    )

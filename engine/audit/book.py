@@ -1,0 +1,221 @@
+"""The auditor's book: the whole log folded by the window's rule, set against what an engine kept.
+
+Memory: every distinct click of the log is held, about 0.5 KB each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from engine.audit.messages import Click, Entry, Order, Refused, Rules, read_click
+from engine.audit.report import CLASSES, AuditReport, Difference, Namer
+
+LETTER_LIFE_MS = 6 * 86_400_000
+"""A missing letter of an older message proves nothing: the topic keeps letters for seven days."""
+
+
+class Letter(NamedTuple):
+    """Where the message of one dead letter came from, and when the letter was written."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+def compare(
+    entries: Iterable[Entry],
+    claims: Iterable[Mapping[str, Any]],
+    letters: Iterable[Letter],
+    rules: Rules,
+    *,
+    ends: Mapping[int, int],
+    through: Mapping[int, int] | None = None,
+    namer: Namer | None = None,
+    now_ms: int = 0,
+) -> AuditReport:
+    """Return what an honest engine would have kept, set against *claims* and *letters*.
+
+    Args:
+        entries: the log, each partition in offset order from 0.
+        claims: the dump's lines.
+        letters: the dead letters that there are.
+        rules: what is a click, and how many a window keeps.
+        ends: per partition, the offset after the last.
+        through: per partition that the dump has no line of, the last offset that counts; None: all of the log.
+        namer: how users are named.
+        now_ms: wall time, to tell letters that have expired.
+    """
+    book = _Book(rules, ends, claims, through=through or {}, namer=namer or Namer())
+    for entry in entries:
+        book.enter(entry)
+    return book.close(letters, now_ms=now_ms)
+
+
+@dataclass
+class _Claim:
+    partition: int
+    applied_offset: int
+    clicks: list[Mapping[str, Any]]
+    profile: Mapping[str, Any] | None
+
+
+class _Book:
+    """Every offset in its class, every user's clicks, and at the end the differences."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        ends: Mapping[int, int],
+        claims: Iterable[Mapping[str, Any]],
+        *,
+        through: Mapping[int, int],
+        namer: Namer,
+    ) -> None:
+        self._rules, self._ends, self._namer = rules, ends, namer
+        self._counts = {partition: Counter(dict.fromkeys(CLASSES, 0)) for partition in ends}
+        self._clicks: dict[str, dict[Order, tuple[int, Click]]] = {}
+        self._profiles: dict[str, dict[str, tuple[Order, str | float]]] = {}
+        self._home: dict[str, int] = {}
+        self._refused: dict[tuple[int, int], tuple[int, str]] = {}
+        self._differences: list[Difference] = []
+        self._claims = self._take_claims(claims)
+        applied: dict[int, list[int]] = {}
+        for claim in self._claims.values():
+            applied.setdefault(claim.partition, []).append(claim.applied_offset)
+        self._through = {p: max(applied[p]) if p in applied else through.get(p, ends[p] - 1) for p in ends}
+        self._least = {p: min(applied[p]) if p in applied else self._through[p] for p in ends}
+
+    def enter(self, entry: Entry) -> None:
+        """Put one record in its class."""
+        counts = self._counts[entry.partition]
+        if entry.offset > self._through[entry.partition]:
+            counts["waiting"] += 1
+        elif entry.value is None:
+            counts["tombstone"] += 1
+        else:
+            try:
+                click = read_click(entry, self._rules)
+            except Refused as refusal:
+                counts["rejected"] += 1
+                self._refused[entry.partition, entry.offset] = entry.timestamp_ms, str(refusal)
+            else:
+                self._keep(entry, click)
+
+    def close(self, letters: Iterable[Letter], *, now_ms: int) -> AuditReport:
+        """Compare and report; the book is done then."""
+        for user_id in sorted(self._clicks.keys() | self._claims.keys()):
+            self._compare_user(user_id)
+        found = self._compare_letters(letters, now_ms=now_ms)
+        for partition, counts in self._counts.items():
+            counts["control"] = self._ends[partition] - sum(counts.values())
+        return AuditReport(
+            offsets={partition: dict(counts) for partition, counts in sorted(self._counts.items())},
+            logged=dict(self._ends),
+            users=len(self._clicks),
+            windows=len(self._claims),
+            letters=found,
+            differences=self._differences,
+        )
+
+    def _take_claims(self, claims: Iterable[Mapping[str, Any]]) -> dict[str, _Claim]:
+        taken: dict[str, _Claim] = {}
+        for line in claims:
+            user_id = line["user_id"]
+            claim = _Claim(line["partition"], line["applied_offset"], line["clicks"], line.get("profile"))
+            if user_id in taken:
+                self._differ("window_twice", user_id, f"in partitions {taken[user_id].partition} and {claim.partition}")
+            elif claim.partition not in self._ends:
+                self._differ("wrong_partition", user_id, f"the log has no partition {claim.partition}")
+            else:
+                taken[user_id] = claim
+        for partition, end in self._ends.items():
+            beyond = max((c.applied_offset for c in taken.values() if c.partition == partition), default=-1)
+            if beyond >= end:
+                detail = f"the store has applied offset {beyond}, the log ends at {end}"
+                self._differences.append(Difference("offset_beyond_log", f"partition {partition}", detail))
+        return taken
+
+    def _keep(self, entry: Entry, click: Click) -> None:
+        counts = self._counts[entry.partition]
+        claim = self._claims.get(click.user_id)
+        if entry.offset > (claim.applied_offset if claim else self._least[entry.partition]):
+            counts["waiting"] += 1
+            return
+        self._home[click.user_id] = entry.partition
+        clicks = self._clicks.setdefault(click.user_id, {})
+        counts["duplicate"] += click.order in clicks
+        clicks[click.order] = entry.offset, click
+        profile = self._profiles.setdefault(click.user_id, {})
+        for name, value in click.profile:
+            if name not in profile or click.order >= profile[name][0]:
+                profile[name] = click.order, value
+
+    def _compare_user(self, user_id: str) -> None:
+        clicks, claim = self._clicks.get(user_id, {}), self._claims.get(user_id)
+        window = {order: clicks[order] for order in sorted(clicks)[-self._rules.max_clicks :]}
+        if clicks:
+            counts = self._counts[self._home[user_id]]
+            counts["accepted"] += len(window)
+            counts["trimmed"] += len(clicks) - len(window)
+        if claim is None:
+            self._differ("window_missing", user_id, f"the log gives it {len(window)} clicks, the dump has no line")
+        elif not clicks:
+            self._differ("window_unexpected", user_id, f"the dump has {len(claim.clicks)} clicks, the log none")
+        elif claim.partition != self._home[user_id]:
+            detail = f"kept by partition {claim.partition}, logged in {self._home[user_id]}"
+            self._differ("wrong_partition", user_id, detail)
+        else:
+            self._compare_clicks(user_id, window, claim)
+            self._compare_profile(user_id, claim)
+
+    def _compare_clicks(self, user_id: str, window: Mapping[Order, tuple[int, Click]], claim: _Claim) -> None:
+        kept = {_claimed_order(click): click for click in claim.clicks}
+        for order, (offset, click) in window.items():
+            if order not in kept:
+                self._differ("click_missing", user_id, f"{_told(order)} of offset {offset} is not in the window")
+            elif _claimed_values(kept[order]) != (click.item_id, click.event_type, click.weight):
+                self._differ("click_different", user_id, f"{_told(order)} of offset {offset} has other values")
+        for order in kept.keys() - window.keys():
+            self._differ("click_unexpected", user_id, f"{_told(order)} does not belong to the window")
+        if len(kept) < len(claim.clicks):
+            self._differ("click_twice", user_id, f"{len(claim.clicks) - len(kept)} clicks stand there again")
+        elif kept.keys() == window.keys() and list(kept) != list(window):
+            self._differ("order", user_id, "the clicks are not oldest first with ties by identity")
+
+    def _compare_profile(self, user_id: str, claim: _Claim) -> None:
+        if claim.profile is None:
+            return
+        profile = {name: value for name, (_, value) in self._profiles[user_id].items()}
+        for name in sorted(profile.keys() | claim.profile.keys()):
+            if profile.get(name) != claim.profile.get(name):
+                self._differ("profile", user_id, f"attribute {name!r} is not what the log says")
+
+    def _compare_letters(self, letters: Iterable[Letter], *, now_ms: int) -> int:
+        found = {(letter.partition, letter.offset) for letter in letters}
+        for (partition, offset), (logged_ms, reason) in self._refused.items():
+            if (partition, offset) not in found and now_ms - logged_ms < LETTER_LIFE_MS:
+                self._differences.append(Difference("letter_missing", f"clicks {partition}:{offset}", reason))
+        for partition, offset in sorted(found - self._refused.keys()):
+            if partition in self._through and offset <= self._through[partition]:
+                detail = "is a good click, or a record with no value, and has a dead letter"
+                self._differences.append(Difference("letter_unexpected", f"clicks {partition}:{offset}", detail))
+        return len(found)
+
+    def _differ(self, kind: str, user_id: str, detail: str) -> None:
+        self._differences.append(Difference(kind, self._namer.name(user_id), detail))
+
+
+def _claimed_order(click: Mapping[str, Any]) -> Order:
+    event_id = click.get("event_id")
+    return click["clicked_at_ms"], (click["item_id"] if event_id is None else event_id).encode()
+
+
+def _claimed_values(click: Mapping[str, Any]) -> tuple[object, object, object]:
+    return click["item_id"], click.get("event_type", "click"), click.get("weight", 1.0)
+
+
+def _told(order: Order) -> str:
+    return f"click at {order[0]} ms, identity {order[1].decode()!r}"

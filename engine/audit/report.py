@@ -1,0 +1,77 @@
+"""What an audit found: every offset in its class, and everything that differs, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+CLASSES = ("accepted", "duplicate", "trimmed", "rejected", "tombstone", "control", "waiting")
+"""What an offset can be: in a window, melted into a later equal click, pushed out by newer ones, a dead letter, no
+value, no record of ours (a transaction's marker), or not applied when the dump was made."""
+
+
+@dataclass(frozen=True)
+class Namer:
+    """How a report names a user: by the keyed hash that logs use, or in clear where that was asked for."""
+
+    key: bytes = b"mindstream"
+    show_ids: bool = False
+
+    def name(self, user_id: str) -> str:
+        """Return the user's name in the report."""
+        if self.show_ids:
+            return f"user {user_id!r}"
+        return "user #" + hmac.new(self.key, user_id.encode(), hashlib.sha256).hexdigest()[:8]
+
+
+class Difference(NamedTuple):
+    """One thing that is not as the log says."""
+
+    kind: str
+    subject: str
+    detail: str
+
+
+@dataclass
+class AuditReport:
+    """What was compared and everything that differs; `ok` is the verdict."""
+
+    offsets: dict[int, dict[str, int]]
+    """Per partition, how many offsets are of each class; they add up to `logged`."""
+    logged: dict[int, int]
+    """Per partition, how many offsets the log has."""
+    users: int
+    windows: int
+    letters: int
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing differs."""
+        return not self.differences
+
+    def total(self, name: str) -> int:
+        """Return how many offsets of all partitions are of class *name*."""
+        return sum(counts[name] for counts in self.offsets.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON."""
+        return {
+            "ok": self.ok,
+            "users": self.users,
+            "windows": self.windows,
+            "letters": self.letters,
+            "offsets": {str(partition): counts for partition, counts in self.offsets.items()},
+            "totals": {name: self.total(name) for name in CLASSES},
+            "differences": [difference._asdict() for difference in self.differences],
+        }
+
+    def lines(self) -> list[str]:
+        """Return the report in sentences, the verdict last."""
+        counted = ", ".join(f"{self.total(name)} {name}" for name in CLASSES)
+        told = [f"{sum(self.logged.values())} offsets of {len(self.logged)} partitions: {counted}"]
+        told += [f"{kind}  {subject}  {detail}" for kind, subject, detail in self.differences]
+        verdict = "equal to the log" if self.ok else f"{len(self.differences)} differences"
+        return [*told, f"{self.windows} windows of {self.users} users, {self.letters} dead letters: {verdict}"]
