@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from engine.ann import ItemIndex
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
-from engine.errors import ConfigError, IncompatibleVersion
+from engine.errors import IncompatibleVersion
+from engine.model.device import choose_device
 from engine.model.features import UserInput
 from engine.model.mind import InterestModel
 from engine.model.parts import VersionParts
@@ -111,22 +111,10 @@ def load_snapshot(
     )
 
 
-def choose_device(settings: Settings) -> str:
-    """Return where routing and exact search run: `device`, with auto taking CUDA where there is one.
-
-    Raises:
-        ConfigError: CUDA is demanded and there is none.
-    """
-    has_cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_cuda:
-        raise ConfigError("MINDSTREAM_DEVICE", got="cuda", expected="auto or cpu where torch finds no CUDA device")
-    return "cuda" if has_cuda and settings.device != "cpu" else "cpu"
-
-
 def _load_model(settings: Settings, version: str, parts: VersionParts) -> InterestModel | None:
     if parts.config is None or parts.vocabulary is None:
         return None
-    device = choose_device(settings)
+    device = choose_device(settings.device)
     return InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors, device=device, version=version)
 
 
@@ -134,7 +122,7 @@ def _load_index(settings: Settings, version: str, parts: VersionParts) -> ItemIn
     if parts.item_vectors is None:
         return None
     if settings.index_backend == "exact":
-        return ExactIndex(parts.item_vectors, device=choose_device(settings))
+        return ExactIndex(parts.item_vectors, device=choose_device(settings.device))
     if parts.index is None:
         raise IncompatibleVersion(version, part="index.hnsw", got="absent", expected="present, or index_backend exact")
     return HnswIndex.from_bytes(parts.index, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
