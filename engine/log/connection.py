@@ -1,0 +1,124 @@
+"""Connections to Kafka: clients and consumers with our options, and aiokafka's errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import collect_hosts
+from aiokafka.errors import KafkaError, for_code
+
+from engine.errors import LogError
+from engine.settings import Settings
+
+REQUEST_TIMEOUT_MS = 15_000
+
+
+async def wait_for_broker(settings: Settings, timeout_s: float, *, nodes: int = 1) -> None:
+    """Return once the cluster answers as a client needs it.
+
+    Args:
+        settings: how to reach it.
+        timeout_s: how long to wait.
+        nodes: brokers that must have joined.
+
+    Raises:
+        LogError: it does not answer in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    problem = "no broker listens"
+    while True:
+        if await _any_listens(settings):
+            problem = "is up, but not all of its brokers answer"
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                if await _count_brokers(settings) >= nodes:
+                    return
+        if time.monotonic() > deadline:
+            raise LogError(
+                f"Kafka at {settings.bootstrap_servers}",
+                problem=f"can't be used after {timeout_s:.0f} s: {problem}",
+                remedy="start it (`mindstream broker` runs one here), or correct KAFKA_BOOTSTRAP_SERVERS",
+            )
+        await asyncio.sleep(0.1)
+
+
+@contextlib.asynccontextmanager
+async def client(settings: Settings) -> AsyncIterator[Any]:
+    """Connect a bare client."""
+    connection = AIOKafkaClient(**settings.kafka_client_options(), request_timeout_ms=REQUEST_TIMEOUT_MS)
+    try:
+        await connection.bootstrap()
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def consumer(settings: Settings, **options: Any) -> AsyncIterator[Any]:
+    """Connect a consumer without a group; it commits nothing and never resets a position by itself."""
+    connection = AIOKafkaConsumer(
+        **settings.kafka_client_options(),
+        **options,
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+    )
+    try:
+        await connection.start()
+        yield connection
+    finally:
+        await connection.stop()
+
+
+@contextlib.contextmanager
+def translated(subject: str) -> Iterator[None]:
+    """Turn aiokafka's errors into ours."""
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise LogError(
+            subject or "the log",
+            problem=f"can't be reached or refuses: {error!r}",
+            remedy="check that the broker runs (`mindstream doctor`) and try again",
+        ) from error
+
+
+def raise_for(code: int, topic: str, *, detail: str | None = None) -> None:
+    """Raise LogError for an error code in an answer about *topic*."""
+    if code == 0:
+        return
+    if code == 3:  # UNKNOWN_TOPIC_OR_PARTITION
+        raise LogError(topic, problem="does not exist", remedy="`mindstream topics create` makes every topic")
+    error = for_code(code)
+    raise LogError(
+        topic,
+        problem=f"was refused by the cluster: {detail or error.__name__}",
+        remedy="see the cluster's own log, or ask its operator",
+    )
+
+
+async def _any_listens(settings: Settings) -> bool:
+    """Tell whether a port is open: a client's own attempt would log an error for each that is not."""
+    for host, port, _ in collect_hosts(settings.bootstrap_servers):
+        try:
+            async with asyncio.timeout(2.0):
+                _, writer = await asyncio.open_connection(host, port)
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return True
+    return False
+
+
+async def _count_brokers(settings: Settings) -> int:
+    async with client(settings) as asking:
+        return len(asking.cluster.brokers())

@@ -1,0 +1,144 @@
+"""The life of a topic: which cluster's, which making of it, with how many partitions.
+
+A topic deleted and made anew has the old name and other records; its id tells. Metadata version 10 is the first to
+carry the id and aiokafka 0.14 speaks up to version 5, so that one request is spelled out here, after Kafka's published
+schema.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+
+from engine.log.connection import client, consumer, raise_for, translated
+from engine.log.records import Epoch
+from engine.settings import Settings
+
+
+async def topic_epoch(settings: Settings, topic: str) -> Epoch:
+    """Return the epoch of the topic called *topic* in the contract.
+
+    Raises:
+        LogError: the broker can't be reached, or has no such topic.
+    """
+    with translated(settings.topic(topic)):
+        return await read_epoch(settings, settings.topic(topic))
+
+
+async def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
+    """Return the offset after the last record of each partition of the topic called *topic* in the contract.
+
+    Raises:
+        LogError: the broker can't be reached, or has no such topic.
+    """
+    epoch = await topic_epoch(settings, topic)
+    partitions = [TopicPartition(settings.topic(topic), number) for number in range(epoch.partitions)]
+    with translated(settings.topic(topic)):
+        async with consumer(settings) as reader:
+            ends = await reader.end_offsets(partitions)
+    return {partition.partition: end for partition, end in ends.items()}
+
+
+async def read_epoch(settings: Settings, topic: str) -> Epoch:
+    """Return the epoch of the topic with this full name; aiokafka's errors pass."""
+    async with client(settings) as asking:
+        answer = await asking.send(asking.get_random_node(), _TopicRequest(topic))
+    code, _, topic_id, _, partitions, *_ = answer.topics[0]
+    raise_for(code, topic)
+    return Epoch(answer.cluster_id, str(topic_id), len(partitions))
+
+
+class _Uuid(AbstractType[uuid.UUID]):  # type: ignore[misc]
+    @classmethod
+    def encode(cls, value: uuid.UUID) -> bytes:
+        return value.bytes
+
+    @classmethod
+    def decode(cls, data: Any) -> uuid.UUID:
+        return uuid.UUID(bytes=data.read(16))
+
+
+class _TopicResponseV10(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 10
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("topic", CompactString("utf-8")),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicRequestV10(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 10
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _TopicResponseV10
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(("topic_id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields)),
+        ),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicRequest(Request[_TopicRequestV10]):  # type: ignore[misc]
+    API_KEY = 3
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def build(self, request_struct_class: type[_TopicRequestV10]) -> _TopicRequestV10:
+        return request_struct_class([(uuid.UUID(int=0), self._topic, {})], False, False, False, {})
