@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,9 @@ class Measured:
     live_sent: int = 0
     first_personal_list_s: float | None = None
     drained_s: float | None = None
+    users: int = 0
     lists_personal: int = 0
+    versions: list[str] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, float] = field(default_factory=dict)
     applied_by_dead_engines: float = 0.0
@@ -55,6 +57,11 @@ class Measured:
         return int(self.applied_by_dead_engines + self.engine.get("applied", 0.0))
 
     @property
+    def model(self) -> dict[str, Any]:
+        """What the query service says of its model version; empty while it has none."""
+        return self.status.get("model") or {}
+
+    @property
     def is_applied(self) -> bool:
         """The engine has caught up with the log."""
         return bool(self.engine) and self.engine.get("lag", 1.0) <= 50
@@ -62,7 +69,7 @@ class Measured:
     @property
     def has_trained_version(self) -> bool:
         """The query service holds a version with a model in it, and lists made by it."""
-        return str(self.status.get("model", {}).get("version") or "0000") != "0000" and self.lists_personal > 0
+        return self.model.get("version", "0000") != "0000" and self.lists_personal > 0
 
     @property
     def is_drained(self) -> bool:
@@ -101,7 +108,10 @@ def _observe_once(settings: Settings, measured: Measured) -> None:
         measured.status = ask(settings, "/v1/status")
     except (OSError, ValueError):
         return
-    measured.lists_personal = int(measured.status.get("lists", {}).get("held", 0))
+    measured.lists_personal = int(measured.status["lists"]["held"])
+    version = measured.model.get("version")
+    if version is not None and version not in measured.versions:
+        measured.versions.append(version)
     if measured.first_personal_list_s is None and measured.lists_personal:
         measured.first_personal_list_s = time.monotonic() - measured.broker_ready_at
 
@@ -134,21 +144,21 @@ def write_report(measured: Measured, path: Path) -> None:
 
 def report(measured: Measured) -> dict[str, Any]:
     """Return what `--report` writes; the names are a contract."""
-    model, freshness = measured.status.get("model", {}), measured.status.get("freshness", {})
-    metrics = model.get("metrics", {})
+    freshness = measured.status.get("freshness", {})
+    metrics = measured.model.get("metrics", {})
     return {
         "source": measured.source,
         "simulated": measured.simulated,
         "clicks_sent": measured.replayed + measured.live_sent,
         "clicks_applied": measured.clicks_applied,
         "clicks_rejected": int(measured.engine.get("rejected", 0)),
-        "users": measured.status.get("lists", {}).get("users", measured.lists_personal),
+        "users": measured.users,
         "lists_personal": measured.lists_personal,
         "first_personal_list_s": _rounded(measured.first_personal_list_s),
         "backlog_drained_s": _rounded(measured.drained_s),
-        "versions": measured.status.get("versions", []),
-        "click_to_visible_p50_s": freshness.get("p50_s"),
-        "click_to_visible_p99_s": freshness.get("p99_s"),
+        "versions": measured.versions,
+        "click_to_visible_p50_s": _in_seconds(freshness.get("p50_ms")),
+        "click_to_visible_p99_s": _in_seconds(freshness.get("p99_ms")),
         "click_to_visible_count": freshness.get("count"),
         "recall_at_50": metrics.get("recall_at_50"),
         "recall_at_50_standard_error": metrics.get("standard_error"),
@@ -165,12 +175,12 @@ def show_summary(console: Console, settings: Settings, measured: Measured) -> No
     table.add_row("users with a personal list", f"{figures['lists_personal']:,}")
     table.add_row("first personal list", f"{_seconds(figures['first_personal_list_s'])} after the broker was ready")
     table.add_row("backlog drained", f"{_seconds(figures['backlog_drained_s'])} after the broker was ready")
-    table.add_row("model version", str(measured.status.get("model", {}).get("version", "-")))
+    table.add_row("model version", str(measured.model.get("version", "-")))
     table.add_row("Recall@50 on later clicks", _recall_line(figures))
     table.add_row(
         "click -> fresh list, live",
         f"p50 {_milliseconds(figures['click_to_visible_p50_s'])}, p99 "
-        f"{_milliseconds(figures['click_to_visible_p99_s'])} ({figures['click_to_visible_count'] or 0} clicks)",
+        f"{_milliseconds(figures['click_to_visible_p99_s'])} ({figures['click_to_visible_count'] or 0} lists)",
     )
     console.print(table, highlight=False)
     for line in _things_to_try(settings, measured):
@@ -178,8 +188,10 @@ def show_summary(console: Console, settings: Settings, measured: Measured) -> No
 
 
 def _things_to_try(settings: Settings, measured: Measured) -> list[str]:
-    address, user = service_address(settings), measured.status.get("example_user", "u1")
-    item = measured.status.get("example_item", "i1")
+    address = service_address(settings)
+    user = next(iter(measured.status.get("recent_users", [])), "u1")
+    listed = ask(settings, f"/v1/users/{urllib.parse.quote(user, safe='')}/recall?limit=1")["items"]
+    item = listed[0]["item_id"] if listed else "i1"
     return [
         f"Page: [bold]{address}/[/bold]",
         "Try:",
@@ -201,6 +213,10 @@ def _recall_line(figures: dict[str, Any]) -> str:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
+
+
+def _in_seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _seconds(value: float | None) -> str:
