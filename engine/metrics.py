@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import urllib.request
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 FRESHNESS_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300, 1800)
@@ -91,6 +91,11 @@ def show_model(version: str) -> None:
     """Make *version* the only one that `mindstream_model_info` names."""
     MODEL_INFO.clear()
     MODEL_INFO.labels(version).set(1)
+
+
+def render() -> tuple[bytes, str]:
+    """Return every metric of this process in Prometheus' text format, and the content type to send it with."""
+    return generate_latest(), CONTENT_TYPE_LATEST
 
 
 def listen(port: int, *, host: str) -> None:

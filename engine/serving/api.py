@@ -1,0 +1,191 @@
+"""The HTTP interface: last of the files one click passes through; a list is read here.
+
+Each route reads its request strictly (`queries`, `intake`), asks the service's parts once, and answers JSON; what is
+refused is refused in one shape (`refusals`). The recall routes build their bytes themselves: no schema library stands
+between the stored list and the answer. docs/api.md describes every route.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from engine import metrics
+from engine.log import Position
+from engine.serving import intake, openapi, queries, refusals
+from engine.serving.answers import Answer, answer_query, encode_answer
+from engine.serving.gate import Gate
+from engine.serving.page import page_routes
+from engine.serving.queries import RecallQuery
+from engine.serving.refusals import Refusal, json_response
+from engine.serving.service import QueryService, wall_ms
+
+METRICS_KEPT_S = 1.0
+
+log = structlog.get_logger()
+
+
+def create_app(service: QueryService) -> FastAPI:
+    """Return the application that answers from *service*, and starts and stops it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="MindStream query service",
+        version="1",
+        description=openapi.DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    routes = Routes(service)
+    for path, method, handler, described in (
+        ("/v1/users/{user_id}/recall", "GET", routes.recall, openapi.RECALL),
+        ("/v1/recall:batch", "POST", routes.recall_batch, openapi.RECALL_BATCH),
+        ("/v1/clicks", "POST", routes.post_clicks, openapi.POST_CLICKS),
+        ("/v1/items/{item_id}", "PUT", routes.put_item, openapi.PUT_ITEM),
+        ("/v1/items/{item_id}", "DELETE", routes.delete_item, openapi.DELETE_ITEM),
+        ("/v1/status", "GET", routes.status, openapi.STATUS),
+        ("/health/live", "GET", routes.live, openapi.LIVE),
+        ("/health/ready", "GET", routes.ready, openapi.READY),
+        ("/metrics", "GET", routes.metrics, openapi.METRICS),
+    ):
+        app.add_api_route(path, handler, methods=[method], response_class=Response, **openapi.described(described))
+    app.router.routes.extend(page_routes())
+    app.add_middleware(Gate, settings=service.settings)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(HTTPException, _not_routed)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _failed)
+    return app
+
+
+class Routes:
+    """One method a route; all on the event loop, none waits for anything but Kafka's acknowledgement."""
+
+    def __init__(self, service: QueryService) -> None:
+        self._service = service
+        self._settings = service.settings
+        self._metrics: tuple[float, bytes, str] = (float("-inf"), b"", "")
+        self._answered = {source: metrics.ANSWERS.labels(source) for source in ("personal", "popular")}
+
+    async def recall(self, request: Request) -> Response:
+        """Answer one user's list."""
+        user_id = _path_id(request, "user_id")
+        query = queries.read_query(request.scope["query_string"], self._settings)
+        return json_response(encode_answer(self._answer(user_id, query)))
+
+    async def recall_batch(self, request: Request) -> Response:
+        """Answer the lists of many users, in the order asked for; all of them or none."""
+        body = await intake.read_body(request, self._settings)
+        user_ids, query = queries.read_batch(body, self._settings)
+        answers = [self._answer(user_id, query) for user_id in user_ids]
+        return json_response(encode_answer({"lists": answers}))
+
+    async def post_clicks(self, request: Request) -> Response:
+        """Log clicks, and answer where once Kafka has all of them."""
+        body = await intake.read_body(request, self._settings)
+        messages = intake.read_clicks(body, self._settings, now_ms=wall_ms())
+        positions = await self._service.publish(messages, what="clicks")
+        return json_response([_place(position) for position in positions])
+
+    async def put_item(self, request: Request) -> Response:
+        """Log an item's fields, which replace what was known of it."""
+        item_id = _path_id(request, "item_id")
+        message = intake.read_item(await intake.read_body(request, self._settings), item_id, self._settings)
+        [position] = await self._service.publish([message], what="item")
+        return json_response({"item_id": item_id, **_place(position)})
+
+    async def delete_item(self, request: Request) -> Response:
+        """Log an item's removal."""
+        item_id = _path_id(request, "item_id")
+        [position] = await self._service.publish([intake.removal(item_id, self._settings)], what="removal")
+        return json_response({"item_id": item_id, "removed": True, **_place(position)})
+
+    async def status(self, request: Request) -> Response:
+        """Answer the figures that the page draws."""
+        return json_response(self._service.status())
+
+    async def live(self, request: Request) -> Response:
+        """Answer that the process runs."""
+        return json_response({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        """Answer whether queries should be sent here, and which part is why not."""
+        problems = self._service.problems()
+        if problems:
+            raise refusals.not_ready(problems)
+        return json_response({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer the metrics, counted at most once a second, whatever the query says."""
+        made_at, content, content_type = self._metrics
+        if time.monotonic() - made_at > METRICS_KEPT_S:
+            content, content_type = metrics.render()
+            self._metrics = (time.monotonic(), content, content_type)
+        return Response(content, headers=refusals.API_HEADERS | {"content-type": content_type})
+
+    def _answer(self, user_id: str, query: RecallQuery) -> Answer:
+        lists = self._service.lists
+        if lists is None:
+            raise refusals.store_opening()
+        answer = answer_query(
+            lists.get(user_id),
+            query,
+            user_id=user_id,
+            snapshot=self._service.holder.current,
+            catalog=self._service.catalog,
+            now_ms=wall_ms(),
+        )
+        self._answered[answer.source].inc()
+        return answer
+
+
+def _path_id(request: Request, name: str) -> str:
+    return queries.read_id(queries.decode_component(request.path_params[name].encode()), name)
+
+
+def _place(position: Position) -> dict[str, int]:
+    return {"partition": position.partition, "offset": position.offset}
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return error.response()
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        methods: set[str] = set()
+        for route in request.app.routes:
+            if route.matches(request.scope)[0] is Match.PARTIAL:
+                methods |= route.methods
+        return refusals.wrong_method(", ".join(sorted(methods))).response()
+    return refusals.no_route().response()
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return refusals.bad("body", "sent to its end").response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    if not isinstance(error, msgspec.MsgspecError):
+        log.error("request_failed", route=getattr(request.scope.get("route"), "path", "none"), error=type(error).__name__)
+    return refusals.failed().response()

@@ -1,0 +1,203 @@
+"""What /openapi.json says of each route: parameters, bodies and answers, beside the code that keeps the promise.
+
+The routes read their requests themselves, so nothing here is derived; tests/serving/test_openapi.py compares it with
+what the service answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+DESCRIPTION = (
+    "Recall lists that reflect a click within a fraction of a second. "
+    'Every error is {"error": code, "message": sentence}. '
+    "Where a token is set, send it as Authorization: Bearer TOKEN."
+)
+_ID = {"type": "string", "minLength": 1, "maxLength": 256}
+_NULLABLE_INT = {"type": ["integer", "null"]}
+_POSITION = {
+    "type": "object",
+    "required": ["partition", "offset"],
+    "properties": {"partition": {"type": "integer"}, "offset": {"type": "integer"}},
+}
+_TITLED = {"item_id": _ID, "title": {"type": "string"}}
+_LIST = {
+    "type": "object",
+    "required": [
+        "user_id",
+        "items",
+        "as_of_ms",
+        "accepted_at_ms",
+        "computed_at_ms",
+        "age_ms",
+        "window_offset",
+        "activation",
+        "epoch",
+        "model_version",
+        "source",
+    ],
+    "properties": {
+        "user_id": _ID,
+        "items": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["item_id", "score", "interest"],
+                "properties": {**_TITLED, "score": {"type": "number"}, "interest": _NULLABLE_INT},
+            },
+        },
+        "as_of_ms": {**_NULLABLE_INT, "description": "event time of the newest click taken in"},
+        "accepted_at_ms": {
+            **_NULLABLE_INT,
+            "description": "when the log accepted the oldest click that this list is the first to reflect",
+        },
+        "computed_at_ms": {"type": "integer"},
+        "age_ms": {"type": "integer", "description": "now minus computed_at_ms"},
+        "window_offset": {"type": "integer"},
+        "activation": {"type": "integer"},
+        "epoch": {"type": "string"},
+        "model_version": {"type": "string"},
+        "source": {"enum": ["personal", "popular"]},
+        "interests": {"type": "array", "description": "with explain: each interest and the clicks that formed it"},
+        "window": {"type": "array", "description": "with explain: the user's last clicks, oldest first"},
+    },
+}
+_CLICK = {
+    "type": "object",
+    "required": ["user_id", "item_id"],
+    "properties": {
+        "user_id": _ID,
+        "item_id": _ID,
+        "clicked_at_ms": {"type": "integer", "description": "UTC milliseconds; now where it is left out"},
+        "event_id": _ID,
+        "event_type": {"type": "string", "default": "click"},
+        "weight": {"type": "number", "default": 1.0},
+        "profile": {"type": "object"},
+    },
+}
+_ITEM = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "category": {"type": "string"},
+        "brand": {"type": "string"},
+        "shop": {"type": "string"},
+        "features": {"type": "object"},
+        "available": {"type": "boolean", "default": True},
+    },
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error", "message"],
+    "properties": {"error": {"type": "string"}, "message": {"type": "string"}},
+}
+_ERROR_NAMES = {
+    400: "a parameter, the path or the body is wrong; `error` names which",
+    401: "the token is missing or wrong",
+    413: "too much in one request",
+    415: "the body is not declared as JSON",
+    503: "not ready yet, or Kafka did not acknowledge in time",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One route as OpenAPI tells it."""
+
+    name: str
+    summary: str
+    answer: dict[str, Any]
+    errors: tuple[int, ...] = ()
+    parameters: tuple[dict[str, Any], ...] = ()
+    body: dict[str, Any] | None = None
+    media_type: str = field(default="application/json")
+
+
+def described(route: Description) -> dict[str, Any]:
+    """Return *route* as the arguments of FastAPI's `add_api_route`."""
+    extra: dict[str, Any] = {"parameters": list(route.parameters)} if route.parameters else {}
+    if route.body is not None:
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": route.body}}}
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"description": "done", "content": {route.media_type: {"schema": route.answer}}}
+    }
+    for status in route.errors:
+        responses[status] = {
+            "description": _ERROR_NAMES[status],
+            "content": {"application/json": {"schema": _ERROR}},
+        }
+    return {"name": route.name, "summary": route.summary, "responses": responses, "openapi_extra": extra}
+
+
+def _path(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": _ID}
+
+
+def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+
+
+_LIMIT = {"type": "integer", "minimum": 1, "default": 50}
+_OFFSET = {"type": "integer", "minimum": 0, "default": 0}
+RECALL = Description(
+    "recall",
+    "One user's recall list",
+    _LIST,
+    errors=(400, 401, 503),
+    parameters=(
+        _path("user_id"),
+        _query("limit", _LIMIT, "how many items at the most"),
+        _query("offset", _OFFSET, "how many of the best to leave out"),
+        _query("exclude", {"type": "array", "items": _ID}, "items that are not wanted; repeat for several"),
+        _query("explain", {"type": "boolean", "default": False}, "add interests and window"),
+    ),
+)
+RECALL_BATCH = Description(
+    "recall_batch",
+    "The recall lists of up to 1000 users, in their order; all or none",
+    {"type": "object", "required": ["lists"], "properties": {"lists": {"type": "array", "items": _LIST}}},
+    errors=(400, 401, 413, 415, 503),
+    body={
+        "type": "object",
+        "required": ["user_ids"],
+        "additionalProperties": False,
+        "properties": {
+            "user_ids": {"type": "array", "items": _ID, "minItems": 1, "maxItems": 1000},
+            "limit": _LIMIT,
+            "offset": _OFFSET,
+            "exclude": {"type": "array", "items": _ID, "maxItems": 1000},
+            "explain": {"type": "boolean", "default": False},
+        },
+    },
+)
+POST_CLICKS = Description(
+    "post_clicks",
+    "Log one click or up to 1000; answered when Kafka has all of them",
+    {"type": "array", "items": _POSITION},
+    errors=(400, 401, 413, 415, 503),
+    body={"oneOf": [_CLICK, {"type": "array", "items": _CLICK, "minItems": 1, "maxItems": 1000}]},
+)
+PUT_ITEM = Description(
+    "put_item",
+    "Set an item's fields; they replace what was known of it",
+    {**_POSITION, "properties": {"item_id": _ID, **_POSITION["properties"]}},  # type: ignore[dict-item]
+    errors=(400, 401, 413, 415, 503),
+    parameters=(_path("item_id"),),
+    body=_ITEM,
+)
+DELETE_ITEM = Description(
+    "delete_item",
+    "Remove an item: no list shows it any more",
+    {**_POSITION, "properties": {"item_id": _ID, "removed": {"type": "boolean"}, **_POSITION["properties"]}},  # type: ignore[dict-item]
+    errors=(400, 401, 503),
+    parameters=(_path("item_id"),),
+)
+STATUS = Description("status", "The figures that the page draws", {"type": "object"}, errors=(401,))
+LIVE = Description("live", "Whether the process runs; needs no token", {"type": "object"})
+READY = Description(
+    "ready", "Whether queries should be sent here; names the failing part", {"type": "object"}, errors=(401, 503)
+)
+METRICS = Description(
+    "metrics", "Prometheus metrics", {"type": "string"}, errors=(401,), media_type="text/plain; version=0.0.4"
+)
