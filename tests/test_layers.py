@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
     "engine.ann": {"engine.errors", "engine.metrics", "engine.ann"},
     "engine.store": LEAVES | {"engine.store"},
-    "engine.log": LEAVES,
+    "engine.log": LEAVES | {"engine.log"},
     "engine.catalog": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.refresh": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "engine.sources": LEAVES | {"engine.sources", "engine.simulate"},
     "engine.simulate": LEAVES | {"engine.sources", "engine.replay"},
     "engine.replay": LEAVES | {"engine.log", "engine.sources", "engine.simulate"},
-    "engine.audit": {"engine.errors", "engine.settings"},
+    "engine.audit": {"engine.errors", "engine.settings", "engine.audit"},
     "trainer": LEAVES | {"engine.model", "engine.ann", "engine.recall", "trainer"},
 }
 LIBRARY_OWNERS = {
