@@ -32,8 +32,6 @@ from engine.errors import MalformedEvent
 from engine.settings import Settings
 from engine.window import BehaviorWindow
 
-NEGATIVE_EVENT_TYPES = frozenset({"dislike", "hide"})
-"""Clicks of these types form no interest, and their items are never recalled while the window holds them."""
 EXPLAINING_CLICKS = 5
 """An interest names at most this many of the clicks that formed it."""
 
@@ -47,7 +45,7 @@ class RankedItem(msgspec.Struct, frozen=True, gc=False):
 
 
 class FormingClick(msgspec.Struct, frozen=True, gc=False):
-    """A clicked item and its routing weight in one interest, 0 to 1."""
+    """A clicked item and how much routing gave of it to one interest."""
 
     item_id: str
     weight: float

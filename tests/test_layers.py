@@ -12,7 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAVES = {"engine.errors", "engine.events", "engine.window", "engine.settings", "engine.metrics", "engine.logs"}
-ENGINE_CORE = {"engine.recall", "engine.refresh", "engine.snapshot", "engine.hotswap", "engine.catalog"}
+ENGINE_CORE = {
+    "engine.recall",
+    "engine.refresh",
+    "engine.snapshot",
+    "engine.hotswap",
+    "engine.catalog",
+    "engine.microbatch",
+}
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
     "engine.ann": {"engine.errors", "engine.metrics", "engine.ann"},
@@ -20,6 +27,7 @@ MAY_IMPORT = {
     "engine.log": LEAVES | {"engine.log"},
     "engine.catalog": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
+    "engine.microbatch": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.refresh": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.snapshot": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.hotswap": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},

@@ -1,0 +1,134 @@
+"""The catalog: what the topic `items` says of each item; the last record of an item wins.
+
+Every engine and query service follows the topic whole, from its beginning, and keeps it in memory: titles and
+categories for answers, availability for lists. A bad record is counted and logged and changes nothing. An item that the
+catalog doesn't know is available: clicks may come before their item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from engine import metrics
+from engine.errors import MalformedEvent
+from engine.events import ItemEvent, decode_item
+from engine.log import Follower, Record
+from engine.settings import Settings
+
+TOPIC = "items"
+
+log = structlog.get_logger()
+
+
+class Catalog:
+    """Follows `items` and answers what is known of an item.
+
+    Read it on the event loop's thread; `unavailable_ids` may be called from any.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._follower = Follower(settings, TOPIC, self.apply)
+        self._items: dict[str, ItemEvent] = {}
+        self._removed: set[str] = set()
+        self._unavailable: set[str] = set()
+        self.revision = 0
+        """Grows with every change of an item's availability; who derives something from it compares."""
+
+    async def start(self) -> None:
+        """Start to follow the topic from its beginning."""
+        await self._follower.start()
+
+    async def stop(self) -> None:
+        """Stop to follow; what is known stays readable."""
+        await self._follower.stop()
+
+    async def wait(self) -> None:
+        """Wait for the follower to end and raise what ended it."""
+        await self._follower.wait()
+
+    @property
+    def caught_up(self) -> asyncio.Event:
+        """Set once everything is in that the topic held at the start."""
+        return self._follower.caught_up
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, item_id: str) -> ItemEvent | None:
+        """Return the item's last record; None for an item never seen, or removed."""
+        return self._items.get(item_id)
+
+    def category(self, item_id: str) -> str | None:
+        """Return the item's category; None where it has none or the item is unknown."""
+        item = self._items.get(item_id)
+        return None if item is None else item.category
+
+    def title(self, item_id: str) -> str | None:
+        """Return the item's title; None where it has none or the item is unknown."""
+        item = self._items.get(item_id)
+        return None if item is None else item.title
+
+    def is_available(self, item_id: str) -> bool:
+        """Return False for an item that is removed or not available."""
+        return item_id not in self._unavailable
+
+    def is_removed(self, item_id: str) -> bool:
+        """Return True for an item whose last record removed it."""
+        return item_id in self._removed
+
+    def unavailable_ids(self) -> frozenset[str]:
+        """Return the items that are removed or not available, as they are now; any thread may call this."""
+        return frozenset(self._unavailable)  # one step of the interpreter, so no change comes between
+
+    async def apply(self, records: Sequence[Record]) -> None:
+        """Take in records of `items`, in log order; a bad one changes nothing."""
+        for record in records:
+            if record.value is None:
+                self._forget((record.key or b"").decode(errors="replace"))
+                continue
+            try:
+                item = decode_item(record.value, key=record.key, max_message_bytes=self._settings.max_message_bytes)
+            except MalformedEvent as error:
+                self._reject(record, error)
+                continue
+            self._put(item)
+        metrics.CATALOG_ITEMS.set(len(self._items))
+
+    def _put(self, item: ItemEvent) -> None:
+        if item.removed:
+            self._items.pop(item.item_id, None)
+            self._removed.add(item.item_id)
+        else:
+            self._items[item.item_id] = item
+            self._removed.discard(item.item_id)
+        self._set_available(item.item_id, item.available and not item.removed)
+
+    def _forget(self, item_id: str) -> None:
+        """Know nothing of the item, as who starts after compaction; a removal is a record of its own, and stays."""
+        self._items.pop(item_id, None)
+        self._removed.discard(item_id)
+        self._set_available(item_id, True)
+
+    def _set_available(self, item_id: str, available: bool) -> None:
+        if available == self.is_available(item_id):
+            return
+        if available:
+            self._unavailable.discard(item_id)
+        else:
+            self._unavailable.add(item_id)
+        self.revision += 1
+
+    def _reject(self, record: Record, error: MalformedEvent) -> None:
+        metrics.ITEMS_REJECTED.labels(error.reason).inc()
+        log.warning(
+            "item_rejected",
+            reason=error.reason,
+            detail=error.detail,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )

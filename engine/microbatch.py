@@ -1,0 +1,257 @@
+"""One micro-batch: windows to interests, interests to lists, under one snapshot.
+
+`engine/refresh.py` takes the users, has a `ListMaker` make their lists, and publishes them. Everything here runs in the
+refresh thread. A list depends on the user's window and profile, the snapshot and the catalog; who else is in the batch
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+
+from engine import metrics
+from engine.ann import ItemIndex
+from engine.catalog import Catalog
+from engine.log import Message
+from engine.model import NEGATIVE_EVENT_TYPES, InterestModel, Interests, UserInput
+from engine.recall import (
+    ItemRows,
+    ListLimits,
+    RankedItem,
+    RecallList,
+    describe_window,
+    encode_list,
+    merge,
+    summarize_interests,
+)
+from engine.settings import Settings
+from engine.snapshot import ServingSnapshot
+from engine.store.windows import DirtyBatch, PartitionStore, Refreshed
+from engine.window import BehaviorWindow
+
+TOPIC = "recall-lists"
+AUDIT_EVERY = 50
+"""One micro-batch of so many has some of its searches repeated exactly."""
+AUDITED_SEARCHES = 8
+
+
+class SearchableVectors(ItemIndex, Protocol):
+    """An index that shows the vectors it searches, as both backends do; for exact answers beside it."""
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(N, D) float32, not to be written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Users of one partition in the micro-batch."""
+
+    partition: int
+    store: PartitionStore
+    batch: DirtyBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of one partition's users: their lists, and a derived row for every one of them."""
+
+    taken: Taken
+    lists: Sequence[RecallList]
+    refreshed: Sequence[Refreshed]
+
+    def to_messages(self, topic: str) -> list[Message]:
+        """Return the lists as records of *topic*, in the partition that the users' clicks are in."""
+        return [_to_message(topic, self.taken.partition, recall_list) for recall_list in self.lists]
+
+
+@dataclass(frozen=True, slots=True)
+class Behavior:
+    """One user of the micro-batch with everything that the list is made of."""
+
+    user_id: str
+    accepted_at_ms: int | None
+    window_offset: int
+    window: BehaviorWindow
+    profile: Mapping[str, str | float]
+
+    def to_input(self) -> UserInput:
+        """Return the behavior in the model's words."""
+        clicks = self.window.clicks
+        return UserInput(
+            item_ids=self.window.item_ids,
+            weights=[click.weight for click in clicks],
+            profile=self.profile,
+            event_types=[click.event_type for click in clicks],
+        )
+
+
+class ListMaker:
+    """Makes lists under one snapshot, from which the item order and the unavailable rows are prepared once."""
+
+    def __init__(
+        self, settings: Settings, snapshot: ServingSnapshot, catalog: Catalog, *, epoch: str, now_ms: Callable[[], int]
+    ) -> None:
+        assert snapshot.model is not None
+        assert snapshot.index is not None
+        self.snapshot = snapshot
+        self._settings, self._catalog, self._epoch, self._now_ms = settings, catalog, epoch, now_ms
+        self._model: InterestModel = snapshot.model
+        self._index = cast(SearchableVectors, snapshot.index)
+        self._items = ItemRows(snapshot.item_ids)
+        self._limits = ListLimits.of(settings)
+        self._revision = -1
+        self._batches = 0
+
+    def make(self, taken: Sequence[Taken]) -> list[Made]:
+        """Return the lists of all users taken, partition by partition; one without a known click gets none."""
+        with metrics.STAGE.labels("route").time():
+            behaviors = [_read_behaviors(part.batch) for part in taken]
+            together = [behavior for part in behaviors for behavior in part]
+            interests = self._model.interests([behavior.to_input() for behavior in together])
+        self._observe_interests(together)
+        with metrics.STAGE.labels("search").time():
+            lists = self._make_lists(together, interests)
+        self._batches += 1
+        return [
+            Made(
+                part,
+                [lists[behavior.user_id] for behavior in group if behavior.user_id in lists],
+                [Refreshed(one.user_id, one.window.newest_ms or 0, self.snapshot.activation) for one in group],
+            )
+            for part, group in zip(taken, behaviors, strict=True)
+        ]
+
+    def _observe_interests(self, behaviors: Sequence[Behavior]) -> None:
+        now_ms = self._now_ms()
+        for behavior in behaviors:
+            if behavior.accepted_at_ms is not None:
+                metrics.CLICK_TO_INTERESTS.observe(max(0, now_ms - behavior.accepted_at_ms) / 1000)
+
+    def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> dict[str, RecallList]:
+        used = interests.mask.sum(axis=1)
+        vectors = interests.vectors[interests.mask]  # (Q, D): interests not in use never search
+        if not len(vectors):
+            return {}
+        self._note_availability()
+        rows, scores = self._index.search(vectors, self._search_size())
+        if self._batches % AUDIT_EVERY == 0:
+            self._audit(vectors, rows)
+        lists, ends = {}, np.cumsum(used)
+        for place, behavior in enumerate(behaviors):
+            if used[place]:
+                own = slice(ends[place] - used[place], ends[place])
+                numbers = np.flatnonzero(interests.mask[place]).tolist()
+                items = self._merge(behavior, vectors[own], rows[own], scores[own], numbers)
+                lists[behavior.user_id] = self._describe(behavior, items, interests, place, numbers)
+        return lists
+
+    def _note_availability(self) -> None:
+        revision = self._catalog.revision
+        if revision != self._revision:
+            self._unavailable = self._items.mask(self._catalog.unavailable_ids())
+            self._revision = revision
+
+    def _search_size(self) -> int:
+        """Return how many items each interest searches, so that the list is full without the seen and unavailable."""
+        size, available = len(self._items), len(self._items) - int(self._unavailable.sum())
+        wanted = self._limits.size + min(self._settings.window_max_clicks, self._limits.size)
+        return max(1, min(size, math.ceil(wanted * size / max(available, 1))))
+
+    def _merge(
+        self,
+        behavior: Behavior,
+        vectors: np.ndarray,
+        rows: np.ndarray,
+        scores: np.ndarray,
+        numbers: Sequence[int],
+    ) -> list[RankedItem]:
+        """Return the user's items; where the search found too few that may be shown, all items are candidates."""
+        seen = self._items.rows(self._unwanted(behavior.window))
+        ranked = self._rank(rows, scores, numbers, seen)
+        if len(ranked) < self._limits.size and rows.shape[1] < len(self._items):
+            every_row = np.broadcast_to(np.arange(len(self._items)), (len(vectors), len(self._items)))
+            ranked = self._rank(every_row, vectors @ self._index.vectors.T, numbers, seen)
+        return ranked
+
+    def _rank(
+        self, rows: np.ndarray, scores: np.ndarray, numbers: Sequence[int], seen: Collection[int]
+    ) -> list[RankedItem]:
+        return merge(
+            rows, scores, numbers, items=self._items, unavailable=self._unavailable, seen=seen, limits=self._limits
+        )
+
+    def _unwanted(self, window: BehaviorWindow) -> set[str]:
+        """Return the items that stay out of the list: all of the window, or those the user turned down."""
+        return {
+            click.item_id
+            for click in window.clicks
+            if self._settings.exclude_seen or click.event_type in NEGATIVE_EVENT_TYPES
+        }
+
+    def _describe(
+        self,
+        behavior: Behavior,
+        items: Sequence[RankedItem],
+        interests: Interests,
+        place: int,
+        numbers: Sequence[int],
+    ) -> RecallList:
+        positions = interests.positions[place]
+        routed = positions >= 0
+        item_ids = [behavior.window.clicks[position].item_id for position in positions[routed].tolist()]
+        return RecallList(
+            user_id=behavior.user_id,
+            items=items,
+            interests=summarize_interests(interests.routing_weights[place][routed], item_ids, numbers),
+            window=describe_window(behavior.window),
+            as_of_ms=behavior.window.newest_ms,
+            accepted_at_ms=behavior.accepted_at_ms,
+            computed_at_ms=self._now_ms(),
+            window_offset=behavior.window_offset,
+            activation=self.snapshot.activation,
+            epoch=self._epoch,
+            model_version=self.snapshot.model_version,
+        )
+
+    def _audit(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        """Search a few interests exactly, and show which share of the true best the index found."""
+        depth = min(self._limits.size, rows.shape[1])
+        sampled = np.linspace(0, len(vectors) - 1, num=min(AUDITED_SEARCHES, len(vectors)), dtype=np.int64)
+        shares = []
+        for place in sampled.tolist():
+            best = np.argsort(-(self._index.vectors @ vectors[place]), kind="stable")[:depth]
+            shares.append(len(np.intersect1d(best, rows[place, :depth])) / depth)
+        metrics.RECALL_AUDIT.set(float(np.mean(shares)))
+
+
+def _read_behaviors(batch: DirtyBatch) -> list[Behavior]:
+    return [
+        Behavior(
+            user.user_id,
+            user.accepted_at_ms,
+            batch.applied_offset,
+            batch.read_window(user.user_id),
+            batch.read_profile(user.user_id),
+        )
+        for user in batch.users
+    ]
+
+
+def _to_message(topic: str, partition: int, recall_list: RecallList) -> Message:
+    return Message(
+        topic=topic,
+        key=recall_list.user_id.encode(),
+        value=encode_list(recall_list),
+        headers={
+            "epoch": recall_list.epoch.encode("ascii"),
+            "window_offset": str(recall_list.window_offset).encode("ascii"),
+            "activation": str(recall_list.activation).encode("ascii"),
+        },
+        partition=partition,
+    )
