@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 Order = tuple[int, bytes]
+MAX_DEPTH = 32
+TWENTY_YEARS_MS = 20 * 366 * 86_400_000
+"""A number that is a time within so long before its record, when read as seconds, is in seconds."""
 
 
 class Entry(NamedTuple):
@@ -64,7 +68,7 @@ def read_click(entry: Entry, rules: Rules) -> Click:
     """
     fields = _read_object(entry.value or b"", rules)
     user_id, item_id = _id(fields, "user_id"), _id(fields, "item_id")
-    event_id = _id(fields, "event_id") if fields.get("event_id") is not None else None
+    event_id = _id(fields, "event_id") if "event_id" in fields else None
     click = Click(
         user_id, item_id, _time(fields, entry, rules), event_id, _event_type(fields), _weight(fields), _profile(fields)
     )
@@ -113,7 +117,20 @@ def _read_object(value: bytes, rules: Rules) -> dict[str, Any]:
         raise Refused("it is not JSON") from error
     if not isinstance(read, dict):
         raise Refused("it is no JSON object")
+    _check_depth(read)
     return read
+
+
+def _check_depth(read: dict[str, Any]) -> None:
+    level: list[Any] = [read]
+    for _ in range(MAX_DEPTH):
+        inside = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+        for text in [*inside, *(key for node in level if isinstance(node, dict) for key in node)]:
+            if isinstance(text, str):
+                _utf8(text)
+        level = [child for child in inside if isinstance(child, dict | list)]
+    if level:
+        raise Refused(f"it nests deeper than {MAX_DEPTH} levels")
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -128,42 +145,50 @@ def _no_number(word: str) -> None:
 
 
 def _integer(digits: str) -> int | float:
-    # Python refuses to read integers of thousands of digits; no field may be near as large.
-    return int(digits) if len(digits) <= 40 else math.inf
+    # Python refuses to read integers of thousands of digits, and no time has more than 19.
+    return int(digits) if len(digits) <= 40 else float(digits)
 
 
 def _id(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
+    return _text(fields.get(name), name, longest=256)
+
+
+def _text(value: object, name: str, *, longest: int, may_be_blank: bool = False) -> str:
     if not isinstance(value, str):
         raise Refused(f"{name} is missing or no string")
-    size = len(_utf8(value, name))
-    if not 1 <= size <= 256:
-        raise Refused(f"{name} has {size} bytes")
-    if any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 for letter in value):
+    if len(_utf8(value)) > longest:
+        raise Refused(f"{name} is longer than {longest} bytes")
+    if any(unicodedata.category(letter) == "Cc" for letter in value):
         raise Refused(f"{name} holds a control character")
+    if not may_be_blank and not value.strip():
+        raise Refused(f"{name} is blank")
     return value
 
 
-def _utf8(text: str, name: str) -> bytes:
+def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Refused(f"{name} holds half a surrogate pair") from error
+        raise Refused("a string holds half a surrogate pair") from error
 
 
 def _time(fields: Mapping[str, Any], entry: Entry, rules: Rules) -> int:
     value = fields.get("clicked_at_ms")
     if type(value) is not int:
         raise Refused("clicked_at_ms is missing or no integer")
-    if value < 0:
-        raise Refused("clicked_at_ms is negative")
-    if value > entry.timestamp_ms + rules.future_tolerance_ms:
-        raise Refused("clicked_at_ms lies after the record")
+    if not 0 <= value < 2**63:
+        raise Refused("clicked_at_ms is out of range")
+    if entry.timestamp_ms >= 0:
+        latest = entry.timestamp_ms + rules.future_tolerance_ms
+        if value > latest:
+            raise Refused("clicked_at_ms lies after the record, or is in a smaller unit")
+        if entry.timestamp_ms - TWENTY_YEARS_MS <= value * 1_000 <= latest:
+            raise Refused("clicked_at_ms is in seconds")
     return value
 
 
 def _event_type(fields: Mapping[str, Any]) -> str:
-    return _id(fields, "event_type") if "event_type" in fields else "click"
+    return _text(fields["event_type"], "event_type", longest=64) if "event_type" in fields else "click"
 
 
 def _weight(fields: Mapping[str, Any]) -> float:
@@ -176,18 +201,17 @@ def _weight(fields: Mapping[str, Any]) -> float:
 
 
 def _profile(fields: Mapping[str, Any]) -> tuple[tuple[str, str | float], ...]:
-    value = fields.get("profile")
-    if value is None:
-        return ()
-    if not isinstance(value, dict) or len(value) > 32:
+    attributes = fields.get("profile", {})
+    if not isinstance(attributes, dict) or len(attributes) > 32:
         raise Refused("profile is no object of at most 32 attributes")
-    return tuple((name, _attribute(name, attribute)) for name, attribute in value.items())
+    return tuple(
+        (_text(name, "an attribute's name", longest=64), _attribute(value)) for name, value in attributes.items()
+    )
 
 
-def _attribute(name: str, value: object) -> str | float:
+def _attribute(value: object) -> str | float:
     if isinstance(value, str):
-        _utf8(value, "profile")
-        return value
+        return _text(value, "an attribute", longest=256, may_be_blank=True)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Refused("a profile attribute is neither a string nor a finite number")
+        raise Refused("an attribute is neither a string nor a finite number")
     return float(value)
