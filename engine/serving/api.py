@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import msgspec
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -186,6 +185,6 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    if not isinstance(error, msgspec.MsgspecError):
-        log.error("request_failed", route=getattr(request.scope.get("route"), "path", "none"), error=type(error).__name__)
+    route = getattr(request.scope.get("route"), "path", "none")
+    log.error("request_failed", route=route, error=type(error).__name__)
     return refusals.failed().response()

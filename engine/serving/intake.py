@@ -66,9 +66,7 @@ def read_clicks(body: bytes, settings: Settings, *, now_ms: int) -> list[Message
         Refusal: the body is neither, or one of the clicks can't be taken; it is named by its index.
     """
     topic = settings.topic("clicks")
-    return [
-        _click_message(raw, topic, settings, index=index, now_ms=now_ms) for index, raw in enumerate(_split(body))
-    ]
+    return [_click_message(raw, topic, settings, index=index, now_ms=now_ms) for index, raw in enumerate(_split(body))]
 
 
 def read_item(body: bytes, item_id: str, settings: Settings) -> Message:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from engine.events import MAX_ID_BYTES
 from engine.serving import refusals
 from engine.settings import Settings
 
@@ -20,12 +21,11 @@ DEFAULT_LIMIT = 50
 MAX_OFFSET = 100_000
 MAX_EXCLUDED = 1_000
 MAX_BATCH_USERS = 1_000
-MAX_ID_BYTES = 256
 DIGITS = re.compile(rb"[0-9]{1,9}")
 BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 FLAGS = {b"true": True, b"1": True, b"false": False, b"0": False}
-AN_ID = f"a string of 1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters"
+AN_ID = f"a string of 1 to {MAX_ID_BYTES} bytes of UTF-8, not blank and without control characters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ def decode_component(raw: bytes, *, plus_is_space: bool = False) -> str:
 
 
 def is_id(value: object) -> bool:
-    """Return whether *value* is an id by the contract: 1 to 256 bytes of UTF-8, no control characters."""
-    if not isinstance(value, str) or not value:
+    """Return whether *value* is an id by the contract: 1 to 256 bytes of UTF-8, not blank, no control characters."""
+    if not isinstance(value, str) or not value or value.isspace():
         return False
     if value.isascii():
         return len(value) <= MAX_ID_BYTES and value.isprintable()

@@ -151,7 +151,7 @@ class QueryService:
         path = self.settings.data_dir / "serve" / "lists"
         self.lists = await asyncio.to_thread(ListStore.open, path, topic=epoch, now_ms=wall_ms())
         follower = ListFollower(self.settings, self.lists, self.freshness, now_ms=wall_ms)
-        for part in (self._publisher, follower, self.catalog, self._hot_swap):
+        for part in (follower, self.catalog, self._hot_swap):
             self._stack.push_async_callback(part.stop)
             await part.start()
         self._follower = follower
@@ -159,14 +159,18 @@ class QueryService:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.wait())
             tasks.create_task(self.catalog.wait())
+            tasks.create_task(self._hot_swap.wait())
             tasks.create_task(self._watch_traffic())
 
     async def _connect(self) -> str:
-        """Return what names the topic that the lists come from, as soon as Kafka tells."""
+        """Connect the publisher, and return what names the topic that the lists come from, as soon as Kafka answers."""
+        self._stack.push_async_callback(self._publisher.stop)
         while True:
             try:
                 await wait_for_broker(self.settings, 5.0)
-                return (await topic_epoch(self.settings, TOPIC)).text
+                epoch = await topic_epoch(self.settings, TOPIC)
+                await self._publisher.start()
+                return epoch.text
             except LogError as error:
                 if str(error) != self._connecting:
                     log.warning("broker_not_reached", error=str(error))
@@ -178,7 +182,7 @@ class QueryService:
             try:
                 offsets = await end_offsets(self.settings, "clicks")
             except LogError as error:
-                log.warning("clicks_not_watched", error=str(error))
+                log.debug("clicks_not_watched", error=str(error))  # readiness names the outage
             else:
                 total = sum(offsets.values())
                 metrics.LOG_CLICKS.set(total)

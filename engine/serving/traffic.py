@@ -7,6 +7,7 @@ between.
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from typing import Any
 
 WINDOW_S = 60
@@ -37,7 +38,7 @@ class Traffic:
         return {
             "total": totals[-1][1],
             "per_s": _rate(recent[0], recent[-1]),
-            "series": [_rate(before, after) for before, after in zip(totals, totals[1:], strict=False)],
+            "series": [_rate(before, after) for before, after in pairwise(totals)],
         }
 
 
