@@ -99,6 +99,17 @@ def read_log(
     )
 
 
+def count_clicks(settings: Settings) -> dict[int, int]:
+    """Return the offset after the last record of each partition of `clicks`.
+
+    Raises:
+        LogError: the log can't be reached, or has no such topic.
+    """
+    with open_consumer(settings) as consumer:
+        ends = consumer.end_offsets(_partitions(consumer, settings.topic("clicks")))
+        return {each.partition: end for each, end in ends.items()}
+
+
 class Fold:
     """Clicks in log order to histories: the order of arrival and repeats change nothing."""
 

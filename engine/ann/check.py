@@ -55,7 +55,10 @@ def check_file(path: Path, *, dimensions: int, items: int, timeout_s: float = 12
     command = [sys.executable, "-m", "engine.ann.check", str(path)]
     command += ["--dimensions", str(dimensions), "--items", str(items)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        # A session of its own: Ctrl-C at a terminal must not look like a damaged file.
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=False, start_new_session=True
+        )
     except subprocess.TimeoutExpired as error:
         raise DamagedIndex(path, problem=f"its check did not end within {timeout_s:g} s") from error
     if done.returncode == _FAILED:

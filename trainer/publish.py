@@ -1,0 +1,237 @@
+"""Publishing: a trained model to the registry, and its number to `models`.
+
+`prepare` builds the index and gathers the parts, which takes the time; `publish` writes and announces them, in an order
+that leaves nothing half done: files, manifest, then the record on `models` that makes engines load the version. Until
+that record nobody looks at the files. The record's offset is the activation, so `promote`, which announces a version
+once more, is also how to go back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import kafka
+import numpy as np
+from kafka.errors import KafkaError
+
+from engine.ann.hnsw import HnswIndex
+from engine.errors import LogError, UnknownVersion
+from engine.events import ItemEvent
+from engine.model import InterestModel
+from engine.model.parts import VersionParts
+from engine.model.registry import POPULAR_VERSION, Registry
+from engine.settings import Settings
+from trainer.log import open_consumer, read_small_topic
+from trainer.popular import PopularItems
+
+TOPIC = "models"
+MODEL_KEY = b"model"
+ACKNOWLEDGE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """One record of `models`."""
+
+    model_version: str
+    activation: int
+    """The record's offset."""
+    announced_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One version of the registry, for `mindstream models list`."""
+
+    version: str
+    created_at_ms: int
+    items: int
+    parent: str | None
+    recall_at_50: float | None
+    popular_recall_at_50: float | None
+    is_current: bool
+
+
+def prepare(
+    model: InterestModel,
+    popular: PopularItems,
+    *,
+    items: Mapping[str, ItemEvent],
+    manifest: Mapping[str, Any],
+    threads: int,
+    seed: int,
+) -> VersionParts:
+    """Return the parts of a version of *model*, its index built and checked.
+
+    Every item that the model knows is indexed but removed ones: an unavailable item may come back before the next
+    training, and lists leave it out meanwhile.
+
+    Args:
+        model: the trained model.
+        popular: the popular lists of the same log.
+        items: the catalog.
+        manifest: parent, metrics and training, to be written down.
+        threads: how many build a large index.
+        seed: of the index's levels.
+
+    Raises:
+        ItemIndexError: the item vectors are not finite, or the index can't be saved.
+    """
+    item_ids, vectors = model.all_item_vectors()
+    kept = [row for row, item_id in enumerate(item_ids) if not (item_id in items and items[item_id].removed)]
+    vectors = np.ascontiguousarray(vectors[kept], dtype=np.float32)
+    index = HnswIndex.build(vectors, threads=threads, seed=seed)
+    config, vocabulary, tensors = model.parts()
+    return VersionParts(
+        popular=popular_json(popular),
+        config=config,
+        vocabulary=vocabulary,
+        tensors=tensors,
+        item_ids=[item_ids[row] for row in kept],
+        item_vectors=vectors,
+        index=index.to_bytes(),
+        manifest=plain(manifest),
+    )
+
+
+def publish(settings: Settings, parts: VersionParts, *, now_ms: int) -> Announced:
+    """Write *parts* to the registry as the next version and announce it.
+
+    Raises:
+        ModelError: the parts don't fit together, aren't finite, or the registry can't be written.
+        LogError: the version is written but could not be announced; `mindstream models promote` does that later.
+    """
+    registry = Registry(settings.registry)
+    version = registry.publish(parts, created_at_ms=now_ms)
+    return announce(settings, registry, version, now_ms=now_ms)
+
+
+def publish_version_zero(settings: Settings, popular: PopularItems, *, now_ms: int) -> Announced:
+    """Write version 0000, unless the registry has it, and announce it; raises as `publish` does."""
+    registry = Registry(settings.registry)
+    parts = VersionParts(popular=popular_json(popular))
+    version = registry.publish_popular(parts, created_at_ms=now_ms)
+    return announce(settings, registry, version, now_ms=now_ms)
+
+
+def announce(settings: Settings, registry: Registry, version: str, *, now_ms: int) -> Announced:
+    """Make *version* current for every engine and query service: write its record to `models`.
+
+    Raises:
+        UnknownVersion: the registry has no such version.
+        LogError: the broker did not acknowledge it.
+    """
+    record = {
+        "model_version": version,
+        "manifest_sha256": registry.manifest_sha256(version),
+        "announced_at_ms": now_ms,
+    }
+    topic, producer = settings.topic(TOPIC), None
+    try:
+        producer = kafka.KafkaProducer(**settings.kafka_client_options(), acks="all", allow_auto_create_topics=False)
+        sent = producer.send(topic, key=MODEL_KEY, value=json.dumps(record).encode())
+        offset = int(sent.get(timeout=ACKNOWLEDGE_S).offset)
+    except (KafkaError, OSError) as error:
+        raise LogError(
+            f"topic {topic}",
+            problem=f"did not take version {version}: {error!r}",
+            remedy=f"run `mindstream models promote {version}` when the broker is back",
+        ) from error
+    finally:
+        if producer is not None:
+            producer.close(timeout=5)
+    return Announced(version, offset, now_ms)
+
+
+def read_announced(settings: Settings) -> list[Announced]:
+    """Return what `models` holds, oldest first; records that aren't announcements are left out.
+
+    Raises:
+        LogError: the log can't be reached, or has no such topic.
+    """
+    announced = []
+    with open_consumer(settings) as consumer:
+        for record in read_small_topic(consumer, settings.topic(TOPIC)):
+            try:
+                content = json.loads(record.value or b"")
+                version, at_ms = str(content["model_version"]), int(content["announced_at_ms"])
+            except (ValueError, TypeError, KeyError):
+                continue
+            announced.append(Announced(version, record.offset, at_ms))
+    return announced
+
+
+def list_models(settings: Settings) -> list[ModelRow]:
+    """Return the published versions, oldest first; the one announced last is current.
+
+    Raises:
+        LogError: the log can't be reached.
+        ModelError: a manifest is damaged, or the registry can't be read.
+    """
+    registry, announced = Registry(settings.registry), read_announced(settings)
+    current = announced[-1].model_version if announced else None
+    rows = []
+    for version in registry.list_versions():
+        manifest = registry.manifest(version)
+        metrics = manifest.get("metrics") or {}
+        rows.append(
+            ModelRow(
+                version=version,
+                created_at_ms=manifest["created_at_ms"],
+                items=manifest.get("items", 0),
+                parent=manifest.get("parent"),
+                recall_at_50=metrics.get("recall_at_50"),
+                popular_recall_at_50=metrics.get("popular_recall_at_50"),
+                is_current=version == current,
+            )
+        )
+    return rows
+
+
+def promote(settings: Settings, version: str, *, now_ms: int) -> Announced:
+    """Announce a published version once more, so that it serves: a rollback, or a second try.
+
+    Raises:
+        ModelError: the registry has no such version, or its files fail the checks.
+        LogError: the broker did not acknowledge it.
+    """
+    registry = Registry(settings.registry)
+    registry.load(version)
+    return announce(settings, registry, version, now_ms=now_ms)
+
+
+def current_version(settings: Settings) -> str | None:
+    """Return the version announced last, None before the first; raises LogError where the log can't be reached."""
+    announced = read_announced(settings)
+    return announced[-1].model_version if announced else None
+
+
+def current_manifest(settings: Settings) -> dict[str, Any] | None:
+    """Return the manifest of the trained version announced last; None where there is none, or it is gone."""
+    version = current_version(settings)
+    if version is None or version == POPULAR_VERSION:
+        return None
+    try:
+        return Registry(settings.registry).manifest(version)
+    except UnknownVersion:
+        return None
+
+
+def popular_json(popular: PopularItems) -> dict[str, Any]:
+    """Return *popular* as a version keeps it."""
+    return {"overall": list(popular.overall), "by_category": {k: list(v) for k, v in popular.by_category.items()}}
+
+
+def plain(values: Any) -> Any:
+    """Return *values* as JSON can hold them: NaN and infinity become None."""
+    if isinstance(values, Mapping):
+        return {str(key): plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return values
