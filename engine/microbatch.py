@@ -2,7 +2,7 @@
 
 `engine/refresh.py` takes the users, has a `ListMaker` make their lists, and publishes them. Everything here runs in the
 refresh thread. A list depends on the user's window and profile, the snapshot and the catalog; who else is in the batch
-changes nothing.
+changes nothing but the last bits of a score.
 """
 
 from __future__ import annotations

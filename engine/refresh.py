@@ -25,6 +25,7 @@ import structlog
 
 from engine import metrics
 from engine.catalog import Catalog
+from engine.errors import EngineError
 from engine.log import Message, Publisher
 from engine.microbatch import TOPIC, ListMaker, Made, Taken
 from engine.settings import Settings
@@ -116,7 +117,13 @@ class RefreshLoop:
                 back_off_s = BACK_OFF_S[0]
             except Exception as error:
                 metrics.REFRESH_FAILURES.inc()
-                log.exception("refresh_failed", error=type(error).__name__, again_in_s=back_off_s)
+                log.error(
+                    "refresh_failed",
+                    error=type(error).__name__,
+                    message=str(error),
+                    again_in_s=back_off_s,
+                    exc_info=not isinstance(error, EngineError),
+                )
                 await self._pause(back_off_s)
                 back_off_s = min(2 * back_off_s, longest_s)
                 continue
