@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from engine.errors import LogError
 from engine.settings import Settings
@@ -28,16 +28,13 @@ async def wait_for_broker(settings: Settings, timeout_s: float, *, nodes: int = 
         nodes: brokers that must have joined.
 
     Raises:
-        LogError: it does not answer in time.
+        LogError: it does not answer in time; the sentence says what the last attempt met.
     """
     deadline = time.monotonic() + timeout_s
-    problem = "no broker listens"
     while True:
-        if await _any_listens(settings):
-            problem = "is up, but not all of its brokers answer"
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                if await _count_brokers(settings) >= nodes:
-                    return
+        problem = await _try_broker(settings, nodes)
+        if problem is None:
+            return
         if time.monotonic() > deadline:
             raise LogError(
                 f"Kafka at {settings.bootstrap_servers}",
@@ -45,6 +42,33 @@ async def wait_for_broker(settings: Settings, timeout_s: float, *, nodes: int = 
                 remedy="start it (`mindstream broker` runs one here), or correct KAFKA_BOOTSTRAP_SERVERS",
             )
         await asyncio.sleep(0.1)
+
+
+async def _try_broker(settings: Settings, nodes: int) -> str | None:
+    """Return what keeps a client from working, or None."""
+    if not await _any_listens(settings):
+        return "nothing listens there"
+    try:
+        async with client(settings) as asking:
+            joined = len(asking.cluster.brokers())
+    except (KafkaError, OSError, TimeoutError) as error:
+        return repr(error)
+    return None if joined >= nodes else f"{joined} of {nodes} brokers have joined"
+
+
+async def _any_listens(settings: Settings) -> bool:
+    """Tell whether a port is open: a client's own attempt would log an error for each that is not."""
+    for host, port, _ in collect_hosts(settings.bootstrap_servers):
+        try:
+            async with asyncio.timeout(2.0):
+                _, writer = await asyncio.open_connection(host, port)
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return True
+    return False
 
 
 @contextlib.asynccontextmanager
@@ -82,6 +106,10 @@ def translated(subject: str) -> Iterator[None]:
     """Turn aiokafka's errors into ours."""
     try:
         yield
+    except UnknownTopicOrPartitionError as error:
+        raise LogError(
+            subject, problem="does not exist", remedy="`mindstream topics create` makes every topic"
+        ) from error
     except (KafkaError, OSError, TimeoutError) as error:
         raise LogError(
             subject or "the log",
@@ -102,23 +130,3 @@ def raise_for(code: int, topic: str, *, detail: str | None = None) -> None:
         problem=f"was refused by the cluster: {detail or error.__name__}",
         remedy="see the cluster's own log, or ask its operator",
     )
-
-
-async def _any_listens(settings: Settings) -> bool:
-    """Tell whether a port is open: a client's own attempt would log an error for each that is not."""
-    for host, port, _ in collect_hosts(settings.bootstrap_servers):
-        try:
-            async with asyncio.timeout(2.0):
-                _, writer = await asyncio.open_connection(host, port)
-        except (OSError, TimeoutError):
-            continue
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-        return True
-    return False
-
-
-async def _count_brokers(settings: Settings) -> int:
-    async with client(settings) as asking:
-        return len(asking.cluster.brokers())

@@ -11,6 +11,7 @@ import uuid
 from typing import Any
 
 from aiokafka import TopicPartition
+from aiokafka.errors import for_code
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
@@ -23,7 +24,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from engine.log.connection import client, consumer, raise_for, translated
+from engine.log.connection import client, consumer, translated
 from engine.log.records import Epoch
 from engine.settings import Settings
 
@@ -57,7 +58,8 @@ async def read_epoch(settings: Settings, topic: str) -> Epoch:
     async with client(settings) as asking:
         answer = await asking.send(asking.get_random_node(), _TopicRequest(topic))
     code, _, topic_id, _, partitions, *_ = answer.topics[0]
-    raise_for(code, topic)
+    if code:
+        raise for_code(code)(topic)
     return Epoch(answer.cluster_id, str(topic_id), len(partitions))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
 
 from engine.errors import LogError
 from engine.log.connection import consumer
@@ -24,6 +24,8 @@ from engine.log.records import Epoch, Record
 from engine.settings import Settings
 
 POLL_MS = 200
+SILENCE_S = 5.0
+"""A broker that answered no fetch for this long is away, whatever its connection says."""
 BACK_OFF_S = (0.1, 5.0)
 """First and longest pause between two attempts to reach the broker."""
 
@@ -129,26 +131,31 @@ class Follower:
             partitions = [TopicPartition(self._topic, number) for number in range(epoch.partitions)]
             reader.assign(partitions)
             await self._seek(reader, partitions)
+            signs = _SignsOfLife(reader, partitions)
             while not self._stopping.is_set():
-                await self._take(reader, partitions)
+                took = await self._take(reader, partitions)
+                signs.check(took=took)
 
-    async def _take(self, reader: Any, partitions: Sequence[TopicPartition]) -> None:
+    async def _take(self, reader: Any, partitions: Sequence[TopicPartition]) -> bool:
+        """Apply what has come and return whether anything had."""
         try:
             batches = await reader.getmany(timeout_ms=POLL_MS)
         except OffsetOutOfRangeError:
-            # Retention overtook us, or the log was cut: look at its edges again.
+            # Retention overtook us, or the log is another one now: look at its edges again.
+            self._check_epoch(await read_epoch(self._settings, self._topic))
             await self._seek(reader, partitions)
-            return
+            return False
         for partition, found in batches.items():
             await self._apply_all(found)
             self._next[partition.partition] = found[-1].offset + 1
         for partition in partitions:
             # Also passes what is no record: markers of transactions, and offsets that compaction removed.
             self._next[partition.partition] = await reader.position(partition)
-            highest = reader.highwater(partition)
-            if highest is not None:
-                self._ends[partition.partition] = highest
+            end = reader.last_stable_offset(partition)
+            if end is not None:
+                self._ends[partition.partition] = end
         self._note_progress()
+        return bool(batches)
 
     async def _apply_all(self, found: Sequence[Any]) -> None:
         records = [
@@ -200,3 +207,21 @@ class Follower:
                 remedy="delete what was derived from the old one and start again",
             )
         self.epoch = epoch
+
+
+class _SignsOfLife:
+    """Notices a broker that fell silent: aiokafka tries again by itself and tells nobody."""
+
+    def __init__(self, reader: Any, partitions: Sequence[TopicPartition]) -> None:
+        self._reader, self._partitions = reader, partitions
+        self._last: list[object] = []
+        self._seen_at = time.monotonic()
+
+    def check(self, *, took: bool) -> None:
+        """Raise KafkaConnectionError if no fetch was answered for `SILENCE_S`; the clock rests while records come."""
+        answered = [self._reader.last_poll_timestamp(partition) for partition in self._partitions]
+        now = time.monotonic()
+        if took or answered != self._last:
+            self._last, self._seen_at = answered, now
+        elif now - self._seen_at > SILENCE_S:
+            raise KafkaConnectionError(f"no fetch was answered for {SILENCE_S:.0f} s")

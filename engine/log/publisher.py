@@ -1,31 +1,49 @@
-"""Writing to the log."""
+"""Writing to the log, with the broker's word for it.
+
+aiokafka's idempotent producer has two habits that this module answers. It never gives up on a batch while the broker is
+away, so a send has a limit of ours. And after a batch that the broker refused for good, every later batch of that
+partition is refused too, because its sequence number left a gap; so a producer that failed once is replaced by a new
+one, and what it still held is dropped: whoever sent that has the error and sends again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 
+from engine.errors import LogError
 from engine.log.connection import REQUEST_TIMEOUT_MS, translated
 from engine.log.records import Message, Position
 from engine.settings import Settings
 
-MAX_REQUEST_BYTES = 1_000_000
-# Lists are compressed by the topic's codec; another one here would make the broker compress them a second time.
+DELIVERY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+MAX_REQUEST_BYTES = 1_048_576
+# The codec of `recall-lists`: with another one the broker would compress every list a second time.
 COMPRESSION = "zstd"
 BATCH_BYTES = 256 * 1024
 
+log = structlog.get_logger()
+
 
 class Publisher:
-    """Writes messages and answers where they lie once every in-sync replica has them (acks=all, idempotent)."""
+    """Writes messages and answers where they lie once every in-sync replica has them (acks=all, idempotent).
 
-    def __init__(self, settings: Settings) -> None:
+    Many tasks of one event loop may send at once.
+    """
+
+    def __init__(self, settings: Settings, *, delivery_timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
         self._settings = settings
+        self._timeout_s = delivery_timeout_s
         self._producer: Any = None
+        self._starting = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect.
@@ -33,8 +51,72 @@ class Publisher:
         Raises:
             LogError: no broker answers.
         """
-        self._producer = AIOKafkaProducer(
-            **self._settings.kafka_client_options(),
+        await self._ready()
+
+    async def send(self, message: Message) -> Position:
+        """Write one message and return its place, after the acknowledgement.
+
+        Raises:
+            LogError: the broker did not take it in time; it may be in the log all the same, where only the answer
+                got lost.
+        """
+        return (await self.send_all([message]))[0]
+
+    async def send_all(self, messages: Sequence[Message]) -> list[Position]:
+        """Write *messages* and return their places in the same order, after all acknowledgements.
+
+        Messages of one partition keep their order. After an error some may be in the log: send all of them again.
+
+        Raises:
+            LogError: the broker did not take at least one of them in time.
+        """
+        producer = await self._ready()
+        topics = ", ".join(sorted({message.topic for message in messages}))
+        with translated(topics):
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    outcomes = await _deliver(producer, messages)
+            except TimeoutError as error:
+                self._retire(producer)
+                raise LogError(
+                    topics,
+                    problem=f"did not acknowledge within {self._timeout_s:.0f} s",
+                    remedy="see that the broker and enough of its replicas run, and send again",
+                ) from error
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    self._retire(producer)
+                    raise outcome
+        return [Position(outcome.partition, outcome.offset) for outcome in outcomes]
+
+    async def stop(self) -> None:
+        """Deliver what is on its way, for at most 5 s, and disconnect; stopping twice does nothing."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer, deliver=True)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+    async def _ready(self) -> Any:
+        async with self._starting:
+            if self._producer is None:
+                self._producer = await _connect(self._settings)
+            return self._producer
+
+    def _retire(self, producer: Any) -> None:
+        if self._producer is not producer:
+            return
+        self._producer = None
+        log.warning("producer_replaced", bootstrap_servers=self._settings.bootstrap_servers)
+        task = asyncio.create_task(_stop(producer, deliver=False))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+async def _connect(settings: Settings) -> Any:
+    with translated(settings.bootstrap_servers):
+        producer = AIOKafkaProducer(
+            **settings.kafka_client_options(),
             acks="all",
             enable_idempotence=True,
             compression_type=COMPRESSION,
@@ -43,46 +125,52 @@ class Publisher:
             max_request_size=MAX_REQUEST_BYTES,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
-        with translated(self._settings.bootstrap_servers):
-            await self._producer.start()
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+    return producer
 
-    async def send(self, message: Message) -> Position:
-        """Write one message and return its place, after the acknowledgement.
 
-        Raises:
-            LogError: the broker did not take it; it may still be in the log if only the answer got lost.
-        """
-        return (await self.send_all([message]))[0]
+async def _deliver(producer: Any, messages: Sequence[Message]) -> list[Any]:
+    """Return what became of each message, its metadata or an error, once all are settled."""
+    pending: list[asyncio.Future[Any]] = []
+    try:
+        for message in messages:
+            pending.append(await _enqueue(producer, message))
+    except KafkaTimeoutError as error:
+        # The queue of a partition did not move: the same as no acknowledgement.
+        raise TimeoutError from error
+    except KafkaError:
+        # Refused before it was queued; those before it are on their way, and nobody else would wait for them.
+        await asyncio.gather(*pending, return_exceptions=True)
+        raise
+    return await asyncio.gather(*pending, return_exceptions=True)
 
-    async def send_all(self, messages: Sequence[Message]) -> list[Position]:
-        """Write *messages* and return their places in the same order, after all acknowledgements.
 
-        Messages of one partition keep their order. On an error some may be in the log: send all of them again.
+async def _enqueue(producer: Any, message: Message) -> asyncio.Future[Any]:
+    queued: asyncio.Future[Any] = await producer.send(
+        message.topic,
+        value=message.value,
+        key=message.key,
+        partition=message.partition,
+        headers=list(message.headers.items()),
+    )
+    return queued
 
-        Raises:
-            LogError: the broker did not take at least one of them.
-        """
-        with translated(", ".join(sorted({message.topic for message in messages}))):
-            pending = [await self._enqueue(message) for message in messages]
-            # All of them settle before the first error is raised, so none is left that nobody awaits.
-            outcomes: list[Any] = await asyncio.gather(*pending, return_exceptions=True)
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-        return [Position(outcome.partition, outcome.offset) for outcome in outcomes]
 
-    async def stop(self) -> None:
-        """Deliver what is on its way and disconnect; stopping twice does nothing."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            with contextlib.suppress(KafkaError):
-                await producer.stop()
-
-    async def _enqueue(self, message: Message) -> Awaitable[Any]:
-        return await self._producer.send(  # type: ignore[no-any-return]
-            message.topic,
-            value=message.value,
-            key=message.key,
-            partition=message.partition,
-            headers=list(message.headers.items()),
-        )
+async def _stop(producer: Any, *, deliver: bool) -> None:
+    """Stop *producer*; what it has not delivered in time, or at once if it shall not *deliver*, is dropped."""
+    stopping = asyncio.create_task(producer.stop())
+    if deliver:
+        await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    if not stopping.done():
+        # There is no public way to drop a batch, and `stop` waits for every one of them.
+        producer._message_accumulator.fail_all(KafkaError("stopped before the broker acknowledged"))  # noqa: SLF001
+        await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    if not stopping.done():
+        stopping.cancel()
+        await producer.client.close()
+    with contextlib.suppress(asyncio.CancelledError, KafkaError):
+        await stopping
