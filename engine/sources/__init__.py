@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from engine.errors import SourceError
 from engine.events import ClickEvent, ItemEvent
-from engine.sources.online_retail import OnlineRetail
+from engine.sources.online_retail import FILE_NAME, OnlineRetail
+from engine.sources.sessions import Sessions, session_files
+from engine.sources.table import READABLE, is_table
+from engine.sources.tabular import Columns, TabularClicks, TimeUnit
 
-__all__ = ["EventSource", "OnlineRetail", "open_source"]
+__all__ = ["Columns", "EventSource", "OnlineRetail", "Sessions", "TabularClicks", "open_source"]
 
 
 class EventSource(Protocol):
@@ -48,8 +51,54 @@ class EventSource(Protocol):
         ...
 
 
-def open_source(path: Path) -> EventSource:
-    """Return the reader for *path*."""
-    if path.exists():
+def open_source(
+    path: Path | None,
+    *,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    time_column: str | None = None,
+    time_unit: TimeUnit = "auto",
+    event_type_column: str | None = None,
+    weight_column: str | None = None,
+    profile_columns: Sequence[str] = (),
+    title_column: str | None = None,
+    category_column: str | None = None,
+    seed: int = 7,
+) -> EventSource:
+    """Return the reader for *path*, a folder or a file; None is the simulated shop of *seed*.
+
+    The column options concern tables (CSV, TSV, Parquet) and are looked for under the usual names where left out.
+
+    Raises:
+        SourceError: nothing is there, nothing in it can be read, or it holds no click.
+    """
+    if path is None:
+        # engine.simulate uses this package's catalog: importing it above would be a circle.
+        from engine.simulate import SimulatedShop
+
+        return SimulatedShop(seed)
+    path = Path(path)
+    columns = Columns(
+        user=user_column,
+        item=item_column,
+        time=time_column,
+        time_unit=time_unit,
+        event_type=event_type_column,
+        weight=weight_column,
+        profile=profile_columns,
+        title=title_column,
+        category=category_column,
+    )
+    if not path.exists():
+        raise SourceError(path, problem="no such file or folder", remedy="give the path of a data set")
+    if path.name == FILE_NAME or (path / FILE_NAME).is_file():
         return OnlineRetail(path)
-    raise SourceError(path, problem="no such file or folder", remedy="give the path of a data set")
+    if path.is_dir():
+        return Sessions(path) if session_files(path) else TabularClicks(path, columns)
+    if is_table(path):
+        return TabularClicks(path, columns)
+    if path.name.endswith((".txt", ".txt.gz")):
+        return Sessions(path)
+    raise SourceError(
+        path, problem="is of no known kind", remedy=f"give a table ({READABLE}) or a session file (.txt, .txt.gz)"
+    )
