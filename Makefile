@@ -55,7 +55,7 @@ lock: $(VENV)/.installed ## Write requirements.lock anew from pyproject.toml
 	@$(BIN)/pip-compile --quiet --extra dev --strip-extras --allow-unsafe --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.tmp pyproject.toml
 	@{ echo "# Every version this project is tested with; 'make lock' writes it. torch brings the CUDA libraries of its build."; \
-	  grep -vE '^(nvidia-|cuda-|triton|setuptools|pip=)' requirements.tmp; } > requirements.lock && rm requirements.tmp
+	  grep -vE '^(nvidia-|cuda-|triton|setuptools|pip=|# The following)' requirements.tmp; } > requirements.lock && rm requirements.tmp
 
 clean: ## Delete the state that 'make up' keeps in ./data
 	@rm -rf data

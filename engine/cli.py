@@ -10,10 +10,9 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -110,7 +109,8 @@ def broker(
     fetch_only: Annotated[bool, typer.Option("--fetch-only", help="Only download the broker's jars.")] = False,
 ) -> None:
     """Run a real Apache Kafka broker on this machine, for machines that have none."""
-    from engine.streams.local_broker import fetch_jars, run_broker
+    from engine.streams.broker_jars import fetch_jars
+    from engine.streams.local_broker import run_broker
 
     settings = _settings("broker", broker_port=port)
     if fetch_only:
@@ -183,17 +183,18 @@ def replay(
     """Send a data set, or the simulated shop, into `clicks` and `items`."""
     from engine.replay import run_replay
 
-    columns = {"user_column": user_column, "item_column": item_column, "time_column": time_column}
     run_replay(
         _settings("replay"),
-        data_path=data_path,
+        data_path,
         rate=rate,
         speed=speed,
         last=limit,
         restamp=restamp,
         send_items=not skip_items,
         fresh=fresh,
-        **{name: value for name, value in columns.items() if value is not None},
+        user_column=user_column,
+        item_column=item_column,
+        time_column=time_column,
     )
 
 
@@ -208,6 +209,127 @@ def doctor() -> None:
         if not check.ok:
             typer.echo(f"      {check.remedy}")
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def simulate(
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Clicks per second; as fast as possible without it.")
+    ] = None,
+    speed: Annotated[float | None, typer.Option(min=0.001, help="Compress event time by this factor instead.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the shop; the same seed is the same shop.")] = None,
+    items: Annotated[int, typer.Option(min=100, help="Size of the catalog.")] = 4_000,
+    users: Annotated[int, typer.Option(min=10, help="How many users, bots included.")] = 3_000,
+    clicks: Annotated[int, typer.Option(min=100, help="How many clicks.")] = 120_000,
+    restamp: Annotated[bool, typer.Option("--restamp", help="Send each click with the time of sending.")] = False,
+    to_file: Annotated[Path | None, typer.Option(help="Write a CSV, TSV or Parquet file and send nothing.")] = None,
+) -> None:
+    """Send a simulated shop: made-up users with known interests, for trying things out."""
+    from engine.simulate import run_simulate
+
+    settings = _settings("simulate")
+    if to_file is not None:
+        run_simulate(settings, seed=seed, items=items, users=users, clicks=clicks, to_file=to_file)
+        return
+    run_simulate(settings, seed=seed, items=items, users=users, clicks=clicks, rate=rate, speed=speed, restamp=restamp)
+
+
+@app.command()
+def audit(
+    windows_file: Annotated[
+        Path | None,
+        typer.Option("--windows", help="A file written by `mindstream windows dump`; without it, dump now."),
+    ] = None,
+    show_ids: Annotated[bool, typer.Option("--show-ids", help="Name users in clear, not by their hash.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Recompute every window from the log, with a decoder of its own, and name each difference."""
+    from engine.audit import audit as run_audit
+
+    report = run_audit(_settings("audit"), windows=windows_file, show_ids=show_ids)
+    _show(json.dumps(report.as_dict(), indent=2) if as_json else "\n".join(report.lines()))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@dead_letters.command("list")
+def list_letters(
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 100,
+) -> None:
+    """Print dead letters as JSON lines: the reason, where the message was, and what it held (base64)."""
+    from engine.streams.dead_letters import list_dead_letters
+
+    for letter in list_dead_letters(_settings("dead-letters"), limit=limit):
+        _show(json.dumps(letter, ensure_ascii=False))
+
+
+@dead_letters.command("redrive")
+def redrive_letters(
+    reason: Annotated[str | None, typer.Option(help="Only letters with this reason.")] = None,
+) -> None:
+    """Send dead letters to `clicks` again, after what was wrong was mended."""
+    from engine.streams.dead_letters import redrive
+
+    _show(json.dumps(redrive(_settings("dead-letters"), reason=reason)))
+
+
+@data.command("fetch")
+def fetch(name: Annotated[str, typer.Argument(help="online-retail")]) -> None:
+    """Download a public data set to the cache directory and print where it lies."""
+    from engine.sources.fetch import fetch_data
+
+    _show(str(fetch_data(_settings("data"), name)))
+
+
+@topics.command("create")
+def create() -> None:
+    """Create the topics that are missing; refuse where one differs from the contract."""
+    from engine.streams.topics import create_topics
+
+    made = asyncio.run(create_topics(_settings("topics")))
+    _show(f"created {', '.join(made)}" if made else "all topics exist")
+
+
+@topics.command("list")
+def list_topics() -> None:
+    """Show each topic, what it is for, and what differs."""
+    from engine.streams.topics import describe_topics
+
+    rows = asyncio.run(describe_topics(_settings("topics")))
+    for row in rows:
+        state = "ok" if row.is_right else "; ".join(row.differences) or "missing"
+        _show(f"{row.name}\t{row.partitions or 0} partitions\t{state}\t{row.purpose}")
+    raise typer.Exit(0 if all(row.is_right for row in rows) else 1)
+
+
+@windows.command("dump")
+def dump(
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line; the only format.")] = True,
+) -> None:
+    """Print every window in the stores of this data directory, also while an engine runs."""
+    from engine.store.windows import dump_windows
+
+    for window in dump_windows(_settings("windows")):
+        _show(json.dumps(window, ensure_ascii=False))
+
+
+@models.command("list")
+def list_versions() -> None:
+    """Show the published versions, the current one marked with a star."""
+    from trainer.publish import list_models
+
+    for row in list_models(_settings("models")):
+        made = datetime.fromtimestamp(row.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        judged = "-" if row.recall_at_50 is None else f"{row.recall_at_50:.4f} (popular {row.popular_recall_at_50:.4f})"
+        _show(f"{'*' if row.is_current else ' '} {row.version}\t{made} UTC\t{row.items} items\tRecall@50 {judged}")
+
+
+@models.command("promote")
+def promote_version(version: Annotated[str, typer.Argument(help="For example 0002.")]) -> None:
+    """Make a published version the current one; an older one is a rollback."""
+    from trainer.publish import promote
+
+    announced = promote(_settings("models"), version, now_ms=int(datetime.now(UTC).timestamp() * 1000))
+    _show(f"version {announced.model_version} is current, activation {announced.activation}")
 
 
 def _since_ms(since: str | None, last: str | None) -> int | None:
@@ -237,10 +359,14 @@ def duration_s(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[match[2]]
 
 
-def _show_lines(rows: Any, *, as_text: Callable[[Any], str] = lambda row: json.dumps(row, ensure_ascii=False)) -> None:
-    for row in rows:
-        sys.stdout.write(as_text(row) + "\n")
+def _show(line: str) -> None:
+    """Write one line of a command's answer."""
+    try:
+        sys.stdout.write(line + "\n")
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
 
 
-def _run(coroutine: Any) -> Any:
-    return asyncio.run(coroutine)
+if __name__ == "__main__":
+    main()

@@ -39,6 +39,7 @@ class Measured:
     users: int = 0
     lists_personal: int = 0
     versions: list[str] = field(default_factory=list)
+    freshness: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, float] = field(default_factory=dict)
     applied_by_dead_engines: float = 0.0
@@ -46,6 +47,10 @@ class Measured:
     def note_replayed(self, clicks: int) -> None:
         """Remember that the replay is over and how many clicks it sent."""
         self.replayed, self.replayed_at = clicks, time.monotonic()
+
+    def note_freshness(self) -> None:
+        """Keep the last minute's freshness, now that it is of live traffic alone."""
+        self.freshness = dict(self.status.get("freshness", {}))
 
     def note_drained(self) -> None:
         """Remember when every user's list first stood on the first trained version."""
@@ -70,6 +75,11 @@ class Measured:
     def has_trained_version(self) -> bool:
         """The query service holds a version with a model in it, and lists made by it."""
         return self.model.get("version", "0000") != "0000" and self.lists_personal > 0
+
+    @property
+    def has_applied_everything(self) -> bool:
+        """No click is left to apply, and none to put into a list."""
+        return self.engine.get("lag", 1.0) == 0 and self.engine.get("dirty", 1.0) == 0
 
     @property
     def is_drained(self) -> bool:
@@ -144,7 +154,7 @@ def write_report(measured: Measured, path: Path) -> None:
 
 def report(measured: Measured) -> dict[str, Any]:
     """Return what `--report` writes; the names are a contract."""
-    freshness = measured.status.get("freshness", {})
+    freshness = measured.freshness
     metrics = measured.model.get("metrics", {})
     return {
         "source": measured.source,

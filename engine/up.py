@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -24,12 +25,12 @@ from engine.doctor import check_start
 from engine.errors import SetupError
 from engine.log import wait_for_broker
 from engine.processes import Child, child_environment, stop_all
-from engine.replay import ReplayProgress, replay
+from engine.replay import replay
 from engine.settings import PREFIX, Settings
 from engine.sources import EventSource, open_source
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
-from engine.summary import Measured, observe, show_summary, write_report
+from engine.summary import OBSERVE_EVERY_S, Measured, observe, service_address, show_summary, write_report
 
 LIVE_SHARE = 0.05
 """Share of the events, the latest, that is held back and sent as live traffic."""
@@ -89,6 +90,11 @@ def describe_source(source: EventSource) -> str:
     return f"Source: [bold]{source.name}[/bold] ({kind}), {source.click_count:,} clicks."
 
 
+def count_users(source: EventSource, clicks: int) -> int:
+    """Return how many users made the first *clicks* clicks of *source*."""
+    return len({click.user_id for click in islice(source.clicks(), clicks)})
+
+
 @contextlib.contextmanager
 def started_broker(settings: Settings, console: Console) -> Iterator[None]:
     """Run the local broker around the block; with a cluster of the user's own, run nothing."""
@@ -112,6 +118,8 @@ class _System:
     def __init__(self, settings: Settings, options: UpOptions, source: EventSource, console: Console) -> None:
         self.settings, self.options, self.source, self.console = settings, options, source, console
         self.measured = Measured(source=source.name, simulated=source.simulated)
+        self.total = min(source.click_count, options.click_limit or source.click_count)
+        self.first_live = self.total - max(1, int(self.total * LIVE_SHARE))
         self.stopping = asyncio.Event()
         environment = child_environment(
             {
@@ -157,32 +165,41 @@ class _System:
         for part in (self.serve, self.engine):
             self._start(part)
         self.version_zero.start()
-        first_live = await self._replay()
+        self.console.print(
+            f"Page: {service_address(self.settings)}/ (popular items, until the first model is trained)",
+            highlight=False,
+        )
+        await self._replay()
         self._start(self.trainer)
-        async with self._live_traffic(first_live):
-            await self._wait("Waiting for the engine to apply what was replayed", lambda: self.measured.is_applied)
+        async with self._live_traffic():
+            await self._wait("Applying what was replayed", lambda: self.measured.is_applied)
             await self._wait(
                 "Training the first model version", lambda: self.measured.has_trained_version, self.trainer
             )
-            await self._wait("Refreshing every user's list under it", lambda: self.measured.is_drained)
+            await self._wait("Refreshing every user's list", lambda: self.measured.is_drained)
             self.measured.note_drained()
-            if self.options.exit_when_replayed:
-                await self._wait_seconds("Measuring freshness on live traffic", LIVE_PHASE_S)
-                show_summary(self.console, self.settings, self.measured)
-                return
-            await self._wait_seconds("Collecting some live traffic", 10.0)
-            show_summary(self.console, self.settings, self.measured)
-            self.console.print("Live clicks keep flowing; Ctrl-C stops everything.")
-            await asyncio.Event().wait()
+            await self._wait_seconds("Measuring freshness on live traffic", LIVE_PHASE_S)
+            self.measured.note_freshness()
+            if not self.options.exit_when_replayed:
+                await self._summarize()
+                self.console.print("Live clicks keep flowing; Ctrl-C stops everything.")
+                await self.stopping.wait()
+        await self._wait_seconds("Sending the last live clicks", 2 * OBSERVE_EVERY_S)
+        await self._wait("Applying the last live clicks", lambda: self.measured.has_applied_everything)
+        if self.options.exit_when_replayed:
+            await self._summarize()
+
+    async def _summarize(self) -> None:
+        sent = self.first_live + min(self.measured.live_sent, self.total - self.first_live)
+        self.measured.users = await asyncio.to_thread(count_users, self.source, sent)
+        show_summary(self.console, self.settings, self.measured)
 
     def _start(self, part: Child) -> None:
         part.start()
         self.kept_up.append(part)
 
-    async def _replay(self) -> int:
-        """Send all but the live share; return the index of the first live click."""
-        total = min(self.source.click_count, self.options.click_limit or self.source.click_count)
-        first_live = total - max(1, int(total * LIVE_SHARE))
+    async def _replay(self) -> None:
+        """Send all but the live share; what an earlier run sent is not sent again."""
         columns = (
             TextColumn("Replaying"),
             BarColumn(),
@@ -191,54 +208,49 @@ class _System:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as bar:
-            task = bar.add_task("replay", total=first_live, rate=0.0)
-
-            def show(progress: ReplayProgress) -> None:
-                bar.update(task, completed=progress.sent, rate=progress.clicks_per_s)
-
-            resume_file = self.settings.data_dir / "replay.json"
+            task = bar.add_task("replay", total=self.first_live, rate=0.0)
             report = await replay(
-                self.settings, self.source, last=first_live, resume_file=resume_file, on_progress=show
+                self.settings,
+                self.source,
+                last=self.first_live,
+                resume_file=self.settings.data_dir / "replay.json",
+                on_progress=lambda done, total, rate: bar.update(task, completed=done, total=total, rate=rate),
+                stop=self.stopping,
             )
         self.measured.note_replayed(report.clicks_sent)
         if report.clicks_sent == 0:
             self.console.print("Everything was replayed before; going on from the state on disk.")
-        return first_live
 
     @contextlib.asynccontextmanager
-    async def _live_traffic(self, first_live: int) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._send_live(first_live))
+    async def _live_traffic(self) -> AsyncIterator[None]:
+        """Send live clicks around the block, and count what was sent when it ends."""
+        stop = asyncio.Event()
+        task = asyncio.create_task(self._send_live(stop))
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            stop.set()
+            await task
 
-    async def _send_live(self, first_live: int) -> None:
-        """Send the held-back clicks with the time of sending, over and over, until cancelled."""
-        resume_file = self.settings.data_dir / "live.json"
-        sent_before = 0
+    async def _send_live(self, stop: asyncio.Event) -> None:
+        """Send the held-back clicks with the time of sending, over and over."""
+        while not stop.is_set():
+            sent_before = self.measured.live_sent
 
-        def count(progress: ReplayProgress) -> None:
-            nonlocal sent_before
-            self.measured.live_sent += progress.sent_now - sent_before
-            sent_before = progress.sent_now
+            def count(done: int, total: int, rate: float, sent_before: int = sent_before) -> None:
+                self.measured.live_sent = sent_before + done
 
-        while True:
-            sent_before = 0
             await replay(
                 self.settings,
                 self.source,
-                first=first_live,
-                last=min(self.source.click_count, self.options.click_limit or self.source.click_count),
+                first=self.first_live,
+                last=self.total,
                 rate=self.options.live_rate,
                 restamp=True,
                 send_items=False,
-                resume_file=resume_file,
                 on_progress=count,
+                stop=stop,
             )
-            resume_file.unlink(missing_ok=True)
 
     async def _keep_up(self) -> None:
         """Start a crashed part again; give up, and stop everything, when it crashes over and over."""

@@ -1,0 +1,180 @@
+"""What a running system owes while it is used: fresh lists, swaps that nobody notices, no click lost in a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.summary import ask, service_address
+from tests.integration.conftest import System, children_of
+from tests.integration.rescoring import rescore
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+
+
+def post_click(system: System, user_id: str, item_id: str) -> dict[str, Any]:
+    request = urllib.request.Request(
+        service_address(system.settings) + "/v1/clicks",
+        data=json.dumps({"user_id": user_id, "item_id": item_id}).encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        loaded: dict[str, Any] = json.loads(answer.read())
+        return loaded
+
+
+def recall(system: System, user_id: str, query: str = "limit=10") -> dict[str, Any]:
+    return ask(system.settings, f"/v1/users/{urllib.parse.quote(user_id, safe='')}/recall?{query}")
+
+
+def popular_items(system: System) -> list[str]:
+    return [entry["item_id"] for entry in recall(system, "nobody-yet", "limit=50")["items"]]
+
+
+def test_click_over_http_turns_a_new_users_list_personal(system: System):
+    user_id = f"newcomer-{uuid.uuid4().hex[:8]}"
+    item_id = popular_items(system)[3]
+    assert recall(system, user_id)["source"] == "popular"
+    sent_at_ms = time.time_ns() // 1_000_000
+
+    post_click(system, user_id, item_id)
+
+    system.wait_until(lambda: recall(system, user_id)["source"] == "personal", what="a personal list", timeout_s=30)
+    explained = recall(system, user_id, "limit=10&explain=true")
+    assert explained["as_of_ms"] >= sent_at_ms
+    assert [click["item_id"] for click in explained["window"]] == [item_id]
+    assert [click["item_id"] for interest in explained["interests"] for click in interest["clicks"]] == [item_id]
+    assert item_id not in [entry["item_id"] for entry in explained["items"]]
+
+
+def test_removed_item_leaves_every_answer(system: System):
+    user_id = f"leaver-{uuid.uuid4().hex[:8]}"
+    popular = popular_items(system)
+    post_click(system, user_id, popular[0])
+    system.wait_until(lambda: recall(system, user_id)["source"] == "personal", what="a personal list", timeout_s=30)
+    gone = recall(system, user_id)["items"][0]["item_id"]
+
+    address = f"{service_address(system.settings)}/v1/items/{urllib.parse.quote(gone, safe='')}"
+    with urllib.request.urlopen(urllib.request.Request(address, method="DELETE"), timeout=10):
+        pass
+
+    system.wait_until(
+        lambda: gone not in [entry["item_id"] for entry in recall(system, user_id, "limit=50")["items"]],
+        what="the removal of an item",
+        timeout_s=30,
+    )
+
+
+def test_swap_under_load_fails_no_query_and_every_list_agrees_with_its_own_version(system: System):
+    before = system.status()["model"]["version"]
+    users = system.status()["recent_users"]
+    hammer = Hammer(system, users, per_second=50)
+
+    with hammer:
+        trained = system.command("train", "--force")
+        assert trained.returncode == 0, trained.stderr[-2000:]
+        system.wait_until(lambda: system.status()["model"]["version"] > before, what="the swap")
+        system.wait_until(system.is_settled, what="every list under the new version")
+
+    assert hammer.failures == []
+    assert hammer.asked >= 500
+    assert len(hammer.versions) >= 2
+    result = rescore(system.settings)
+    assert result.mismatches == []
+    assert len(result.agreeing) >= 2
+    assert len(weights_hashes(system)) == len(result.agreeing)
+
+
+def weights_hashes(system: System) -> set[str]:
+    manifests = (system.settings.data_dir / "models").glob("**/manifest.json")
+    loaded = [json.loads(path.read_text()) for path in manifests]
+    return {
+        manifest["files"]["weights.safetensors"]["sha256"]
+        for manifest in loaded
+        if "weights.safetensors" in manifest["files"]
+    }
+
+
+class Hammer:
+    """Asks for lists at a steady rate in the background and keeps what went wrong."""
+
+    def __init__(self, system: System, users: list[str], *, per_second: float) -> None:
+        self.system, self.users, self.pause_s = system, users, 1 / per_second
+        self.asked, self.failures, self.versions = 0, [], set()
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(4)
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Hammer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._pool.shutdown()
+
+    def _run(self) -> None:
+        chosen = random.Random(7)
+        while not self._ended.wait(self.pause_s):
+            self._pool.submit(self._ask, chosen.choice(self.users))
+
+    def _ask(self, user_id: str) -> None:
+        self.asked += 1
+        try:
+            answer = recall(self.system, user_id)
+            self.versions.add(answer["model_version"])
+            if not answer["items"]:
+                self.failures.append("an empty list")
+        except (OSError, ValueError, KeyError) as error:
+            self.failures.append(repr(error))
+
+
+def test_killed_engines_lose_no_click_and_apply_none_twice(system: System):
+    before = system.engine_metrics()['mindstream_clicks_total{outcome="applied"}']
+    assert before > 0
+    replaying = threading.Thread(
+        target=lambda: system.command("replay", "--fresh", "--skip-items", "--limit", "20000", "--restamp")
+    )
+    replaying.start()
+    kills = kill_engine_while_it_lags(system, times=3)
+    replaying.join()
+
+    system.wait_until(system.is_settled, what="the end of the backlog", timeout_s=200)
+    audited = system.command("audit", timeout_s=300)
+
+    assert kills == 3
+    assert audited.returncode == 0, audited.stdout[-3000:] + audited.stderr[-2000:]
+
+
+def kill_engine_while_it_lags(system: System, *, times: int) -> int:
+    """Kill the engine while it has clicks left to apply; return how often that was so."""
+    kills = 0
+    for _ in range(times):
+        system.wait_until(lambda: system.engine_metrics()["mindstream_consumer_lag"] > 0, what="a lag", timeout_s=60)
+        pid = engine_pid(system)
+        os.kill(pid, signal.SIGKILL)
+        kills += 1
+        system.wait_until(lambda pid=pid: engine_pid(system) != pid, what="a new engine", timeout_s=30)
+    return kills
+
+
+def engine_pid(system: System) -> int:
+    for pid in children_of(system.process.pid):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if command[-2:-1] == [b"engine"]:
+            return pid
+    raise KeyError("no engine runs")
