@@ -15,6 +15,7 @@ from engine.errors import MalformedEvent
 from engine.events import ItemEvent, decode_click, decode_item, encode_click, encode_item
 from engine.log import Message
 from engine.serving import refusals
+from engine.serving.queries import NOT_JSON
 from engine.settings import Settings
 
 MAX_CLICKS = 1_000
@@ -81,7 +82,7 @@ def read_item(body: bytes, item_id: str, settings: Settings) -> Message:
         if not bytes(peek.item_id):
             value = _with_field(value, b"item_id", msgspec.json.encode(item_id))
         item = decode_item(value, key=item_id.encode(), max_message_bytes=settings.max_message_bytes)
-    except msgspec.MsgspecError as error:
+    except NOT_JSON as error:
         raise refusals.bad("body", 'a JSON object such as {"title": "Lamp", "category": "lighting"}') from error
     except MalformedEvent as error:
         raise refusals.bad_item(error.reason, error.detail) from error
@@ -110,7 +111,7 @@ def _split(body: bytes) -> list[bytes]:
         return [value]
     try:
         clicks = [bytes(click) for click in _SPLIT(value)]
-    except msgspec.MsgspecError as error:
+    except NOT_JSON as error:
         raise refusals.bad("body", A_CLICK) from error
     if not clicks:
         raise refusals.bad("body", A_CLICK)
@@ -122,7 +123,7 @@ def _split(body: bytes) -> list[bytes]:
 def _click_message(value: bytes, topic: str, settings: Settings, *, index: int, now_ms: int) -> Message:
     try:
         peek = _PEEK_CLICK(value)
-    except (msgspec.MsgspecError, RecursionError):
+    except NOT_JSON:
         peek = _ClickPeek()  # the decoder says what is wrong
     else:
         if not bytes(peek.clicked_at_ms):
@@ -155,5 +156,5 @@ def _text(raw: bytes) -> bytes:
     """Return the UTF-8 of a raw JSON string; something that is a key but no id where it is not one."""
     try:
         return msgspec.json.decode(raw, type=str).encode()
-    except (msgspec.MsgspecError, UnicodeEncodeError):
+    except (*NOT_JSON, UnicodeEncodeError):
         return b"?"

@@ -25,6 +25,8 @@ DIGITS = re.compile(rb"[0-9]{1,9}")
 BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 FLAGS = {b"true": True, b"1": True, b"false": False, b"0": False}
+NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON it was asked for."""
 AN_ID = f"a string of 1 to {MAX_ID_BYTES} bytes of UTF-8, not blank and without control characters"
 
 
@@ -131,7 +133,7 @@ def read_batch(body: bytes, settings: Settings) -> tuple[list[str], RecallQuery]
     """
     try:
         batch = msgspec.json.decode(body, type=BatchBody)
-    except msgspec.MsgspecError as error:
+    except NOT_JSON as error:
         raise refusals.bad("body", 'a JSON object such as {"user_ids": ["u1", "u2"], "limit": 50}') from error
     exclude = _list(batch.exclude, "exclude", limit=MAX_EXCLUDED)
     limit = batch.limit if batch.limit is not None else min(DEFAULT_LIMIT, settings.max_query_items)

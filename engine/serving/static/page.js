@@ -283,7 +283,7 @@ function readHash() {
 }
 
 async function fetchUser(user) {
-  return ask("/v1/users/" + encodeURIComponent(user) + "/recall?explain=true&limit=" + MORE_ITEMS);
+  return ask("/v1/users/" + encodeURIComponent(user) + "/recall?explain=true");
 }
 
 async function refreshUser() {
