@@ -109,13 +109,14 @@ def broker(
     fetch_only: Annotated[bool, typer.Option("--fetch-only", help="Only download the broker's jars.")] = False,
 ) -> None:
     """Run a real Apache Kafka broker on this machine, for machines that have none."""
-    from engine.streams.broker_jars import fetch_jars
+    from engine.streams.broker_jars import fetch_jars, has_jars
     from engine.streams.local_broker import run_broker
 
     settings = _settings("broker", broker_port=port)
-    if fetch_only:
-        fetch_jars(settings)
-    else:
+    if not has_jars(settings):
+        with typer.progressbar(length=1_000, label="Fetching Apache Kafka") as bar:
+            fetch_jars(settings, on_progress=lambda fetched, total: bar.update(1_000 * fetched // total - bar.pos))
+    if not fetch_only:
         run_broker(settings, nodes)
 
 
