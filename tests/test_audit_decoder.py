@@ -77,7 +77,7 @@ def auditor_reads(value: bytes, key: bytes | None = USER.encode()) -> tuple[obje
         return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(FIELDS)
 @example({"event_id": None})
 @example({"profile": {}})
@@ -90,7 +90,7 @@ def test_both_decoders_agree_on_fields_of_any_value(fields: dict[str, Any]):
     assert auditor_reads(value) == engine_reads(value)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(LIKELY, st.booleans())
 def test_both_decoders_agree_on_fields_near_their_limits(fields: dict[str, Any], as_ascii: bool):
     value = json.dumps({**GOOD, **fields}, ensure_ascii=as_ascii).encode()
@@ -98,7 +98,7 @@ def test_both_decoders_agree_on_fields_near_their_limits(fields: dict[str, Any],
     assert auditor_reads(value) == engine_reads(value)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     LIKELY,
     st.lists(st.tuples(st.integers(0, 200), st.integers(0, 6), st.sampled_from(PIECES)), min_size=1, max_size=3),
