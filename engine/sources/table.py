@@ -100,11 +100,19 @@ def _write(path: Path, table: Any) -> None:
         if path.suffix == ".parquet":
             pq.write_table(table, path, compression="zstd")
         else:
-            style = "none" if path.suffix == ".tsv" else "needed"
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            pa_csv.write_csv(table, path, pa_csv.WriteOptions(delimiter=delimiter, quoting_style=style))
+            _write_text(path, table)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(path, problem=f"can't be written: {error}", remedy="choose another place") from error
+
+
+def _write_text(path: Path, table: Any) -> None:
+    tabs = path.suffix == ".tsv"
+    delimiter = "\t" if tabs else ","
+    # pyarrow quotes every header, which a TSV has no notion of.
+    style = pa_csv.WriteOptions(include_header=False, delimiter=delimiter, quoting_style="none" if tabs else "needed")
+    with path.open("wb") as file:
+        file.write((delimiter.join(table.column_names) + "\n").encode())
+        pa_csv.write_csv(table, file, style)
 
 
 def _read_parquet(path: Path) -> Any:

@@ -8,6 +8,7 @@ order of the file: the row number is the event id unless a column gives one.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import structlog
 
 from engine.errors import SourceError
-from engine.events import ClickEvent, ItemEvent
+from engine.events import MAX_ATTRIBUTES, MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_WEIGHT, ClickEvent, ItemEvent
 from engine.sources.table import Table, find_table, read_table
 
 USUAL_USERS = ("user_id", "user", "userId", "userid", "visitorid", "customer_id", "CustomerID", "session_id")
@@ -31,8 +32,8 @@ MILLISECONDS_FROM = 100_000_000_000
 """A number from here on is milliseconds, below it seconds: the border is the year 5138 in seconds, 1973 in ms."""
 MAX_PROFILE_VALUES = 200
 """A column of `users.*` with more distinct values than this (a name, a postcode) is no profile attribute."""
-MAX_PROFILE_ATTRIBUTES = 32
-MAX_ID_BYTES = 256
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""What no id of the contract holds."""
 
 TimeUnit = Literal["auto", "s", "ms", "iso"]
 log = structlog.get_logger()
@@ -185,9 +186,16 @@ class _RowReader:
             item_id=as_id(self._items[place], "item"),
             event_id=as_id(event_id, "event id") if _is_given(event_id) else f"{place:0{self._digits}d}",
             event_type=str(self._event_types[place] or "click") if self._event_types else "click",
-            weight=_number(self._weights[place], "weight") if self._weights else 1.0,
+            weight=self._weight(place),
             profile=profile,
         )
+
+    def _weight(self, place: int) -> float:
+        value = self._weights[place] if self._weights else None
+        weight = _number(value, "weight") if _is_given(value) else 1.0
+        if not 0 <= weight <= MAX_WEIGHT:
+            raise BadRow("weight", f"weight {value!r} is not between 0 and {MAX_WEIGHT:g}")
+        return weight
 
     def _time_ms(self, value: Any) -> int:
         if not _is_given(value):
@@ -239,7 +247,7 @@ def read_profiles(path: Path, attributes: Sequence[str] = ()) -> dict[str, dict[
         for name, values in table.columns.items()
         if name != user_column and len({str(value) for value in values}) <= MAX_PROFILE_VALUES
     ]
-    chosen = [name for name in attributes if name in table.columns] or few[:MAX_PROFILE_ATTRIBUTES]
+    chosen = [name for name in attributes if name in table.columns] or few[:MAX_ATTRIBUTES]
     return {
         str(user): {name: str(table.columns[name][place]) for name in chosen if _is_given(table.columns[name][place])}
         for place, user in enumerate(table.columns[user_column])
@@ -255,7 +263,7 @@ def as_id(value: Any, what: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Parquet keeps a column of integers with gaps as floats
     text = str(value).strip() if _is_given(value) else ""
-    if not text or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES or not text.isprintable():
+    if not text or CONTROL.search(text) or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise BadRow(what, f"{what} {value!r} is not an id of 1 to {MAX_ID_BYTES} bytes")
     return text
 
@@ -284,7 +292,10 @@ def _text_at(values: Sequence[Any] | None, place: int) -> str | None:
     value = values[place] if values else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value) if _is_given(value) else None
+    text = CONTROL.sub(" ", str(value)).strip() if _is_given(value) else ""
+    while len(text.encode()) > MAX_TEXT_BYTES:
+        text = text[: len(text) * 9 // 10]
+    return text or None
 
 
 def _attribute(value: Any) -> str | float:
