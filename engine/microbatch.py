@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, cast
 
 import numpy as np
@@ -105,7 +106,8 @@ class ListMaker:
         self._index = cast(SearchableVectors, snapshot.index)
         self._items = ItemRows(snapshot.item_ids)
         self._limits = ListLimits.of(settings)
-        self._revision = -1
+        self._unavailable = np.zeros(len(self._items), dtype=np.bool_)
+        self._revision = 0
         self._batches = 0
 
     def make(self, taken: Sequence[Taken]) -> list[Made]:
@@ -116,12 +118,12 @@ class ListMaker:
             interests = self._model.interests([behavior.to_input() for behavior in together])
         self._observe_interests(together)
         with metrics.STAGE.labels("search").time():
-            lists = self._make_lists(together, interests)
+            lists = iter(self._make_lists(together, interests))
         self._batches += 1
         return [
             Made(
                 part,
-                [lists[behavior.user_id] for behavior in group if behavior.user_id in lists],
+                [recall_list for recall_list in islice(lists, len(group)) if recall_list is not None],
                 [Refreshed(one.user_id, one.window.newest_ms or 0, self.snapshot.activation) for one in group],
             )
             for part, group in zip(taken, behaviors, strict=True)
@@ -133,22 +135,25 @@ class ListMaker:
             if behavior.accepted_at_ms is not None:
                 metrics.CLICK_TO_INTERESTS.observe(max(0, now_ms - behavior.accepted_at_ms) / 1000)
 
-    def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> dict[str, RecallList]:
-        used = interests.mask.sum(axis=1)
+    def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> list[RecallList | None]:
         vectors = interests.vectors[interests.mask]  # (Q, D): interests not in use never search
         if not len(vectors):
-            return {}
+            return [None] * len(behaviors)
         self._note_availability()
         rows, scores = self._index.search(vectors, self._search_size())
         if self._batches % AUDIT_EVERY == 0:
             self._audit(vectors, rows)
-        lists, ends = {}, np.cumsum(used)
+        counts = interests.mask.sum(axis=1)
+        ends = np.cumsum(counts)
+        lists: list[RecallList | None] = []
         for place, behavior in enumerate(behaviors):
-            if used[place]:
-                own = slice(ends[place] - used[place], ends[place])
-                numbers = np.flatnonzero(interests.mask[place]).tolist()
-                items = self._merge(behavior, vectors[own], rows[own], scores[own], numbers)
-                lists[behavior.user_id] = self._describe(behavior, items, interests, place, numbers)
+            if not counts[place]:
+                lists.append(None)
+                continue
+            own = slice(ends[place] - counts[place], ends[place])
+            numbers = np.flatnonzero(interests.mask[place]).tolist()
+            items = self._merge(behavior, vectors[own], rows[own], scores[own], numbers)
+            lists.append(self._describe(behavior, items, interests, place, numbers))
         return lists
 
     def _note_availability(self) -> None:
@@ -225,7 +230,7 @@ class ListMaker:
         sampled = np.linspace(0, len(vectors) - 1, num=min(AUDITED_SEARCHES, len(vectors)), dtype=np.int64)
         shares = []
         for place in sampled.tolist():
-            best = np.argsort(-(self._index.vectors @ vectors[place]), kind="stable")[:depth]
+            best = np.argpartition(-(self._index.vectors @ vectors[place]), depth - 1)[:depth]
             shares.append(len(np.intersect1d(best, rows[place, :depth])) / depth)
         metrics.RECALL_AUDIT.set(float(np.mean(shares)))
 
