@@ -217,12 +217,21 @@ def test_dead_letter_of_a_good_click_is_named():
     assert audit_of(make_claims(), letters) == ["letter_unexpected"]
 
 
-def test_missing_letter_of_a_message_older_than_the_letters_are_kept_proves_nothing():
-    log, week_later_ms = make_log(), NOON_MS + 8 * 86_400_000
+def test_missing_letter_of_a_message_older_than_the_mark_of_a_redrive_proves_nothing():
+    log, day_later_ms = make_log(), NOON_MS + 86_400_000
 
-    report = compare(log.entries, make_claims(), [], RULES, ends=log.ends, now_ms=week_later_ms)
+    report = compare(log.entries, make_claims(), [], RULES, ends=log.ends, now_ms=day_later_ms)
 
-    assert report.ok
+    assert (report.ok, report.letters_expired) == (True, 1)
+
+
+def test_letter_of_an_earlier_topic_of_the_same_name_is_no_letter_of_this_one():
+    good, day_earlier_ms = make_log().entries[0], NOON_MS - 86_400_000
+
+    of_before = [Letter(good.partition, good.offset, day_earlier_ms)]
+    of_before += [letter._replace(timestamp_ms=day_earlier_ms) for letter in make_letters()]
+
+    assert audit_of(make_claims(), of_before) == ["letter_missing"]
 
 
 def test_clicks_after_the_applied_offset_wait_and_are_no_difference():

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from engine.audit.messages import Click, Entry, Order, Refused, Rules, read_click
 from engine.audit.report import CLASSES, AuditReport, Difference, Namer
 
-LETTER_LIFE_MS = 6 * 86_400_000
-"""A missing letter of an older message proves nothing: the topic keeps letters for seven days."""
+LETTER_LIFE_MS = 23 * 3_600_000
+"""A missing letter of an older message proves nothing: a redrive takes letters off, and its mark stays for a day."""
+CLOCK_SKEW_MS = 3_600_000
+"""A letter written longer than this before its message was logged is of an earlier topic of the same name."""
 
 
 class Letter(NamedTuple):
@@ -48,10 +50,10 @@ def compare(
         namer: how users are named.
         now_ms: wall time, to tell letters that have expired.
     """
-    book = _Book(rules, ends, claims, through=through or {}, namer=namer or Namer())
+    book = _Book(rules, ends, claims, letters, through=through or {}, namer=namer or Namer(), now_ms=now_ms)
     for entry in entries:
         book.enter(entry)
-    return book.close(letters, now_ms=now_ms)
+    return book.close()
 
 
 @dataclass
@@ -70,16 +72,19 @@ class _Book:
         rules: Rules,
         ends: Mapping[int, int],
         claims: Iterable[Mapping[str, Any]],
+        letters: Iterable[Letter],
         *,
         through: Mapping[int, int],
         namer: Namer,
+        now_ms: int,
     ) -> None:
-        self._rules, self._ends, self._namer = rules, ends, namer
+        self._rules, self._ends, self._namer, self._now_ms = rules, ends, namer, now_ms
+        self._letters = {(letter.partition, letter.offset): letter.timestamp_ms for letter in letters}
+        self._letters_found = self._letters_expired = 0
         self._counts = {partition: Counter(dict.fromkeys(CLASSES, 0)) for partition in ends}
         self._clicks: dict[str, dict[Order, tuple[int, Click]]] = {}
         self._profiles: dict[str, dict[str, tuple[Order, str | float]]] = {}
         self._home: dict[str, int] = {}
-        self._refused: dict[tuple[int, int], tuple[int, str]] = {}
         self._differences: list[Difference] = []
         self._claims = self._take_claims(claims)
         applied: dict[int, list[int]] = {}
@@ -95,20 +100,21 @@ class _Book:
             counts["waiting"] += 1
         elif entry.value is None:
             counts["tombstone"] += 1
+            self._expect_no_letter(entry)
         else:
             try:
                 click = read_click(entry, self._rules)
             except Refused as refusal:
                 counts["rejected"] += 1
-                self._refused[entry.partition, entry.offset] = entry.timestamp_ms, str(refusal)
+                self._expect_letter(entry, str(refusal))
             else:
+                self._expect_no_letter(entry)
                 self._keep(entry, click)
 
-    def close(self, letters: Iterable[Letter], *, now_ms: int) -> AuditReport:
-        """Compare and report; the book is done then."""
+    def close(self) -> AuditReport:
+        """Compare the windows and report; the book is done then."""
         for user_id in sorted(self._clicks.keys() | self._claims.keys()):
             self._compare_user(user_id)
-        found = self._compare_letters(letters, now_ms=now_ms)
         for partition, counts in self._counts.items():
             counts["control"] = self._ends[partition] - sum(counts.values())
         return AuditReport(
@@ -116,9 +122,29 @@ class _Book:
             logged=dict(self._ends),
             users=len(self._clicks),
             windows=len(self._claims),
-            letters=found,
+            letters=self._letters_found,
+            letters_expired=self._letters_expired,
             differences=self._differences,
         )
+
+    def _has_letter(self, entry: Entry) -> bool:
+        written_ms = self._letters.get((entry.partition, entry.offset))
+        return written_ms is not None and written_ms >= entry.timestamp_ms - CLOCK_SKEW_MS
+
+    def _expect_letter(self, entry: Entry, reason: str) -> None:
+        if self._has_letter(entry):
+            self._letters_found += 1
+        elif self._now_ms - entry.timestamp_ms < LETTER_LIFE_MS:
+            self._differences.append(Difference("letter_missing", f"clicks {entry.partition}:{entry.offset}", reason))
+        else:
+            self._letters_expired += 1
+
+    def _expect_no_letter(self, entry: Entry) -> None:
+        if self._has_letter(entry):
+            detail = "is a good click, or has no value, and has a dead letter"
+            self._differences.append(
+                Difference("letter_unexpected", f"clicks {entry.partition}:{entry.offset}", detail)
+            )
 
     def _take_claims(self, claims: Iterable[Mapping[str, Any]]) -> dict[str, _Claim]:
         taken: dict[str, _Claim] = {}
@@ -192,17 +218,6 @@ class _Book:
         for name in sorted(profile.keys() | claim.profile.keys()):
             if profile.get(name) != claim.profile.get(name):
                 self._differ("profile", user_id, f"attribute {name!r} is not what the log says")
-
-    def _compare_letters(self, letters: Iterable[Letter], *, now_ms: int) -> int:
-        found = {(letter.partition, letter.offset) for letter in letters}
-        for (partition, offset), (logged_ms, reason) in self._refused.items():
-            if (partition, offset) not in found and now_ms - logged_ms < LETTER_LIFE_MS:
-                self._differences.append(Difference("letter_missing", f"clicks {partition}:{offset}", reason))
-        for partition, offset in sorted(found - self._refused.keys()):
-            if partition in self._through and offset <= self._through[partition]:
-                detail = "is a good click, or a record with no value, and has a dead letter"
-                self._differences.append(Difference("letter_unexpected", f"clicks {partition}:{offset}", detail))
-        return len(found)
 
     def _differ(self, kind: str, user_id: str, detail: str) -> None:
         self._differences.append(Difference(kind, self._namer.name(user_id), detail))

@@ -73,6 +73,7 @@ def _client(settings: Settings, topic: str) -> Iterator[KafkaConsumer]:
             enable_auto_commit=False,
             allow_auto_create_topics=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",
             max_partition_fetch_bytes=4_000_000,
         )
         yield consumer

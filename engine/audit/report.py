@@ -45,6 +45,9 @@ class AuditReport:
     users: int
     windows: int
     letters: int
+    """Dead letters found for the messages that the auditor refuses."""
+    letters_expired: int = 0
+    """Refused messages without a letter that are too old to prove anything."""
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -63,6 +66,7 @@ class AuditReport:
             "users": self.users,
             "windows": self.windows,
             "letters": self.letters,
+            "letters_expired": self.letters_expired,
             "offsets": {str(partition): counts for partition, counts in self.offsets.items()},
             "totals": {name: self.total(name) for name in CLASSES},
             "differences": [difference._asdict() for difference in self.differences],
