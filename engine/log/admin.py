@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -22,8 +23,12 @@ class Admin:
     async def __aenter__(self) -> Self:
         options = self._settings.kafka_client_options()
         self._client = AIOKafkaAdminClient(**options, request_timeout_ms=REQUEST_TIMEOUT_MS)
-        with translated(self._settings.bootstrap_servers):
-            await self._client.start()
+        try:
+            with translated(self._settings.bootstrap_servers):
+                await self._client.start()
+        except BaseException:
+            await self._client.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -50,7 +55,7 @@ class Admin:
         return found
 
     async def create(self, topic: str, *, partitions: int, replicas: int, configs: Mapping[str, str]) -> bool:
-        """Make *topic* and return True, or return False where it exists.
+        """Make *topic*, wait until clients see it, and return True; or return False where it exists.
 
         Raises:
             LogError: the cluster refuses.
@@ -62,6 +67,11 @@ class Admin:
         if code == 36:  # TOPIC_ALREADY_EXISTS
             return False
         raise_for(code, topic, detail=answer.topic_errors[0][-1])
+        # The controller has it; the brokers that answer clients learn of it a moment later.
+        with translated(topic):
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                while topic not in await self.partitions():
+                    await asyncio.sleep(0.02)
         return True
 
     async def delete(self, topics: Sequence[str]) -> None:

@@ -7,11 +7,13 @@ schema.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.errors import for_code
+from aiokafka.errors import UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
@@ -28,6 +30,10 @@ from engine.log.connection import client, consumer, translated
 from engine.log.records import Epoch
 from engine.settings import Settings
 
+# A broker may not know yet of a topic that another has just answered for.
+VISIBLE_TRIES = 5
+VISIBLE_PAUSE_S = 0.2
+
 
 async def topic_epoch(settings: Settings, topic: str) -> Epoch:
     """Return the epoch of the topic called *topic* in the contract.
@@ -36,6 +42,10 @@ async def topic_epoch(settings: Settings, topic: str) -> Epoch:
         LogError: the broker can't be reached, or has no such topic.
     """
     with translated(settings.topic(topic)):
+        for _ in range(VISIBLE_TRIES):
+            with contextlib.suppress(UnknownTopicOrPartitionError):
+                return await read_epoch(settings, settings.topic(topic))
+            await asyncio.sleep(VISIBLE_PAUSE_S)
         return await read_epoch(settings, settings.topic(topic))
 
 
