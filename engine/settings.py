@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     """How far a click's time may lie after the time its record was logged, in milliseconds."""
     max_message_bytes: int = Field(default=65_536, ge=256, le=1_000_000)
     """Larger clicks and items go to the dead letters unread."""
+    accept_log_gap: bool = False
+    """Go on although the log no longer holds clicks that a store needs next; its windows lack them for ever."""
 
     # --- refresh and lists
     refresh_batch_size: int = Field(default=256, ge=1, le=100_000)

@@ -1,0 +1,136 @@
+"""The engine: one process that takes clicks in and keeps recall lists fresh.
+
+Composition only: what each part does stands in its own module. Ingest starts before the model is loaded; lists follow
+once there is one. The parts live on one event loop; slow work runs in the named threads of ingest, refresh and loading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Coroutine
+
+import structlog
+
+from engine import metrics
+from engine.catalog import Catalog
+from engine.errors import ConfigError, LogError
+from engine.hotswap import HotSwap
+from engine.log import Publisher, topic_epoch, wait_for_broker
+from engine.refresh import RefreshLoop
+from engine.settings import Settings
+from engine.snapshot import SnapshotHolder
+from engine.streams.batches import FaustApp
+from engine.streams.clicks import Ingest
+from engine.streams.dead_letters import DeadLetters
+
+BROKER_WITHIN_S = 60.0
+STOP_WITHIN_S = 10.0
+
+log = structlog.get_logger()
+
+
+def run_engine(settings: Settings) -> None:
+    """Run an engine until SIGINT or SIGTERM; a second one ends it at once.
+
+    Raises:
+        LogError: the broker can't be reached, `clicks` is missing, or the log is not the one the stores were made from.
+        StoreError: a partition store can't be used.
+    """
+    asyncio.run(_run_until_signal(settings))
+
+
+async def _run_until_signal(settings: Settings) -> None:
+    engine = asyncio.create_task(_run(settings), name="engine")
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        log.info("engine_stopping")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        engine.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    with contextlib.suppress(asyncio.CancelledError):
+        await engine
+    log.info("engine_stopped")
+
+
+async def _run(settings: Settings) -> None:
+    """Start every part, and wait until one of them fails; stop them in the order that loses nothing."""
+    _listen(settings)
+    await wait_for_broker(settings, BROKER_WITHIN_S)
+    epoch = await topic_epoch(settings, "clicks")
+    failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with contextlib.AsyncExitStack() as parts:
+        publisher = Publisher(settings)
+        parts.push_async_callback(publisher.stop)
+        await publisher.start()
+        catalog, holder = Catalog(settings), SnapshotHolder()
+        parts.push_async_callback(catalog.stop)
+        await catalog.start()
+        refresh = RefreshLoop(settings, holder, catalog, publisher, epoch.text)
+        hotswap = HotSwap(settings, holder, on_swap=lambda _snapshot: refresh.notify())
+        parts.push_async_callback(hotswap.stop)
+        dead_letters = DeadLetters(settings, publisher, epoch.text)
+        ingest = Ingest(settings, epoch, dead_letters, refresh, on_failure=lambda error: _fail(failure, error))
+        parts.push_async_callback(ingest.close)
+        parts.push_async_callback(refresh.stop)
+        await refresh.start()
+        faust_app = FaustApp(settings, ingest)
+        parts.push_async_callback(_stop_faust, faust_app)
+        log.info("engine_started", epoch=epoch.text, partitions=epoch.partitions, worker=faust_app.worker_id)
+        await _first_failure(_run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), failure)
+
+
+def _listen(settings: Settings) -> None:
+    try:
+        metrics.listen(settings.engine_metrics_port, host=settings.metrics_host)
+    except OSError as error:
+        port = settings.engine_metrics_port
+        raise ConfigError("MINDSTREAM_ENGINE_METRICS_PORT", got=port, expected="a free port, or 0 for none") from error
+
+
+def _fail(failure: asyncio.Future[None], error: BaseException) -> None:
+    if not failure.done():
+        log.error("engine_failed", error=str(error), kind=type(error).__name__)
+        failure.set_exception(error)
+
+
+async def _run_faust(faust_app: FaustApp) -> None:
+    """Run the Faust worker; return never, raise when it crashes."""
+    await faust_app.start()
+    await faust_app.wait_until_stopped()
+    raise faust_app.crash_reason or LogError(
+        "the Faust worker", problem="stopped by itself", remedy="see its last log lines, and start the engine again"
+    )
+
+
+async def _stop_faust(faust_app: FaustApp) -> None:
+    try:
+        async with asyncio.timeout(STOP_WITHIN_S):
+            await faust_app.stop()
+    except TimeoutError:
+        log.warning("faust_still_stopping", after_s=STOP_WITHIN_S)
+
+
+async def _follow_models(catalog: Catalog, hotswap: HotSwap) -> None:
+    """Follow `models` once the catalog is known, so that the first lists already leave out what can't be had."""
+    await catalog.caught_up.wait()
+    await hotswap.start()
+    await hotswap.wait()
+
+
+async def _first_failure(*parts: asyncio.Future[None] | Coroutine[object, object, None]) -> None:
+    """Run *parts* together and raise what ends the first of them."""
+    tasks = {asyncio.ensure_future(part) for part in parts}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

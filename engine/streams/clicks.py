@@ -1,0 +1,283 @@
+"""Clicks into windows: the agent's work, one micro-batch at a time.
+
+Second of the files one click passes through. A batch is decoded; what can't be taken goes to the dead letters and is
+acknowledged there; then the good clicks, the users' dirty marks and the offset are written to the partition's store in
+one step, and the refresh loop is woken. A crash anywhere leaves the batch to be read again, and changes nothing twice.
+
+Partitions come and go with the consumer group. A partition's lists are only refreshed once its store has reached the
+end that the log had when the partition was taken over: before that its windows are old news.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import structlog
+
+from engine import metrics
+from engine.errors import LogError, MalformedEvent
+from engine.events import REASONS, ClickEvent, decode_click
+from engine.log import Epoch
+from engine.settings import Settings
+from engine.store.windows import LoggedClick, PartitionStore, StoreHeader, stores_dir
+from engine.streams.batches import Bounds, ClickBatch, KafkaRecord, partition_of
+from engine.streams.dead_letters import DeadLetters, Rejected
+
+log = structlog.get_logger()
+Answer = TypeVar("Answer")
+
+
+class Refresher(Protocol):
+    """What ingest tells the refresh loop."""
+
+    def add_partition(self, partition: int, store: PartitionStore) -> None:
+        """Refresh the users of *store* from now on."""
+
+    async def remove_partition(self, partition: int) -> None:
+        """Finish the micro-batch in flight and leave the store alone."""
+
+    def notify(self) -> None:
+        """There are clicks."""
+
+
+@dataclass(slots=True)
+class OwnedPartition:
+    """A partition of `clicks` that this engine reads, and its store."""
+
+    number: int
+    store: PartitionStore
+    end_at_start: int
+    is_live: bool = False
+    """True once the store has reached `end_at_start`, and the refresh loop works on it."""
+    lag: int = 0
+
+
+@dataclass(slots=True)
+class Decoded:
+    """A batch after decoding."""
+
+    clicks: list[LoggedClick] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    tombstones: int = 0
+    redelivered: int = 0
+
+
+class Ingest:
+    """The intake of the Faust adapter: owns the partition stores while this engine owns the partitions."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        epoch: Epoch,
+        dead_letters: DeadLetters,
+        refresh: Refresher,
+        *,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """Prepare to take batches; nothing is opened before `start_positions`.
+
+        Args:
+            settings: where the stores are, and what a click may look like.
+            epoch: the life of the topic `clicks` that the stores belong to.
+            dead_letters: where bad records go.
+            refresh: woken after every batch.
+            on_failure: called with a fault of ours; the engine must stop then, and nothing more is taken.
+        """
+        self._settings, self._epoch, self._refresh = settings, epoch, refresh
+        self._dead_letters, self._on_failure = dead_letters, on_failure
+        self._owned: dict[int, OwnedPartition] = {}
+        self._busy = asyncio.Lock()
+        self._revoking = asyncio.Event()
+        self._has_failed = False
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ingest")
+        for reason in REASONS:
+            metrics.REJECTED.labels(reason)
+
+    # --- partitions come and go
+
+    async def start_positions(self, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
+        """Open a store for each partition in *bounds*, close all others, and return each one's next offset.
+
+        Raises:
+            LogError: the log no longer holds what a store needs next, or ends before what it has applied.
+            StoreError: a store can't be opened for this topic.
+        """
+        async with self._busy:
+            self._revoking.clear()
+            await self._close(set(self._owned) - set(bounds))
+            for partition in sorted(set(bounds) - set(self._owned)):
+                store = await self._in_thread(PartitionStore.open, self._path(partition), self._header(partition))
+                self._owned[partition] = OwnedPartition(partition, store, bounds[partition].end)
+            positions = {partition: self._next_offset(partition, held) for partition, held in bounds.items()}
+            metrics.OWNED_PARTITIONS.set(len(self._owned))
+        log.info("partitions_assigned", positions=positions)
+        self.progress({partition: Bounds(at, bounds[partition].end) for partition, at in positions.items()})
+        return positions
+
+    async def revoke(self) -> None:
+        """Finish the batch in flight, or give it up if it waits for the dead-letter topic, and close all stores."""
+        self._revoking.set()
+        async with self._busy:
+            if self._owned:
+                log.info("partitions_revoked", partitions=sorted(self._owned))
+            await self._close(set(self._owned))
+            metrics.OWNED_PARTITIONS.set(0)
+            metrics.CONSUMER_LAG.set(0)
+
+    async def close(self) -> None:
+        """Let go of everything, at the end."""
+        await self.revoke()
+        self._executor.shutdown()
+
+    async def _close(self, partitions: set[int]) -> None:
+        for partition in sorted(partitions):
+            await self._refresh.remove_partition(partition)
+            await self._in_thread(self._owned.pop(partition).store.close)
+
+    def _path(self, partition: int) -> Path:
+        return stores_dir(self._settings) / f"{self._settings.topic('clicks')}-{partition}"
+
+    def _header(self, partition: int) -> StoreHeader:
+        return StoreHeader(
+            cluster_id=self._epoch.cluster_id,
+            topic=self._settings.topic("clicks"),
+            topic_id=self._epoch.topic_id,
+            partitions=self._epoch.partitions,
+            partition=partition,
+            max_clicks=self._settings.window_max_clicks,
+        )
+
+    def _next_offset(self, partition: int, held: Bounds) -> int:
+        position = self._owned[partition].store.applied_offset + 1
+        subject = f"partition {partition} of {self._settings.topic('clicks')}"
+        if position > held.end:
+            raise LogError(
+                subject,
+                problem=f"ends at offset {held.end}, but the store has applied {position - 1}: the log lost records",
+                remedy=f"restore the log, or move {self._path(partition)} aside and rebuild from what is left",
+            )
+        if position < held.first and not self._settings.accept_log_gap:
+            raise LogError(
+                subject,
+                problem=f"begins at offset {held.first}, but the store needs offset {position} next",
+                remedy="set MINDSTREAM_ACCEPT_LOG_GAP=true to go on without the clicks in between",
+            )
+        return max(position, held.first)
+
+    # --- batches
+
+    async def take(self, batch: ClickBatch) -> None:
+        """Apply *batch* and set its `done`; a fault of ours is reported, and leaves it undone."""
+        if self._has_failed:
+            return
+        try:
+            async with self._busy:
+                is_applied = await self._apply(batch)
+        except Exception as error:
+            self.fail(error)
+            return
+        if is_applied:
+            batch.done.set()
+            self._refresh.notify()
+
+    def fail(self, error: BaseException) -> None:
+        """Take nothing more, and have the engine stopped because of *error*."""
+        self._has_failed = True
+        self._on_failure(error)
+
+    def progress(self, positions: Mapping[int, Bounds]) -> None:
+        """Note how far each partition is read; one that has caught up joins the refresh."""
+        for partition, (position, end) in positions.items():
+            owned = self._owned.get(partition)
+            if owned is None:
+                continue
+            owned.lag = max(0, end - position)
+            if not owned.is_live and position >= owned.end_at_start:
+                owned.is_live = True
+                log.info("partition_caught_up", partition=partition, offset=position)
+                self._refresh.add_partition(partition, owned.store)
+        metrics.CONSUMER_LAG.set(sum(owned.lag for owned in self._owned.values()))
+
+    async def _apply(self, batch: ClickBatch) -> bool:
+        """Return whether the batch is in the store; False when the partition is on its way to another engine."""
+        owned = self._owned.get(batch.partition)
+        if owned is None or batch.is_void:
+            return False
+        with _timed("decode"):
+            decoded = await self._in_thread(self._decode, batch, owned.store.applied_offset)
+        if decoded.rejected and not await self._unless_revoked(self._dead_letters.send(decoded.rejected)):
+            return False
+        through_offset = batch.records[-1].offset
+        with _timed("store"):
+            await self._in_thread(lambda: owned.store.apply(decoded.clicks, through_offset=through_offset))
+        _count(decoded)
+        return True
+
+    def _decode(self, batch: ClickBatch, applied_offset: int) -> Decoded:
+        decoded = Decoded()
+        for record in batch.records:
+            if record.offset <= applied_offset:
+                decoded.redelivered += 1
+            elif record.value is None:
+                decoded.tombstones += 1
+            else:
+                try:
+                    click = self._decode_one(record, record.value, batch.partition)
+                except MalformedEvent as error:
+                    decoded.rejected.append(Rejected(record, batch.partition, error))
+                else:
+                    decoded.clicks.append(LoggedClick(record.offset, record.timestamp, click))
+        return decoded
+
+    def _decode_one(self, record: KafkaRecord, value: bytes, partition: int) -> ClickEvent:
+        click = decode_click(
+            value,
+            key=record.key,
+            recorded_at_ms=record.timestamp,
+            future_tolerance_ms=self._settings.future_tolerance_ms,
+            max_message_bytes=self._settings.max_message_bytes,
+        )
+        assert record.key is not None, "decode_click compares the key"
+        right = partition_of(record.key, self._epoch.partitions)
+        if right != partition:
+            raise MalformedEvent("partition", f"the key belongs in partition {right}, the record is in {partition}")
+        return click
+
+    async def _unless_revoked(self, work: Coroutine[object, object, None]) -> bool:
+        """Await *work*; return False, with the work canceled, if the partitions are revoked meanwhile."""
+        tasks = asyncio.ensure_future(work), asyncio.ensure_future(self._revoking.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                await tasks[0]
+            return tasks[0].done()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _in_thread(self, function: Callable[..., Answer], *arguments: object) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+@contextlib.contextmanager
+def _timed(stage: str) -> Iterator[None]:
+    began_s = time.perf_counter()
+    yield
+    metrics.STAGE.labels(stage).observe(time.perf_counter() - began_s)
+
+
+def _count(decoded: Decoded) -> None:
+    metrics.CLICKS.labels("applied").inc(len(decoded.clicks))
+    metrics.CLICKS.labels("redelivered").inc(decoded.redelivered)
+    metrics.CLICKS.labels("rejected").inc(len(decoded.rejected))
+    metrics.TOMBSTONES.inc(decoded.tombstones)
+    for reason, count in Counter(rejected.error.reason for rejected in decoded.rejected).items():
+        metrics.REJECTED.labels(reason).inc(count)
