@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -31,6 +31,8 @@ from engine.sources.simulated_clicks import (
     in_time_order,
     make_people,
 )
+
+Key = TypeVar("Key", bound=Hashable)
 
 START_MS = 1_704_067_200_000
 """2024-01-01 00:00 UTC, where the simulated time starts unless told otherwise."""
@@ -190,9 +192,7 @@ class SimulatedShop:
         return self._start_ms + round(min(max(float(share), 0.0), 1.0) * self._span_ms)
 
 
-def coverage(
-    truth: Mapping[Hashable, int | None], clicks_by_interest: Mapping[int, Sequence[Hashable]]
-) -> dict[int, bool]:
+def coverage(truth: Mapping[Key, int | None], clicks_by_interest: Mapping[int, Sequence[Key]]) -> dict[int, bool]:
     """Return, for each true interest in a window, whether some interest vector stands for it.
 
     A vector stands for the true interest that most of its clicks have; a tie stands for none.

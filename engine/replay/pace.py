@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from engine.errors import ConfigError
@@ -38,15 +38,15 @@ class Ahead(Generic[T]):
 class Pace:
     """When each click is due, in seconds since the first one of this run."""
 
-    def __init__(self, *, rate: float | None, speed: float | None) -> None:
-        self._rate, self._speed = rate, speed
+    def __init__(self, *, rate: float | None, speed: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._speed, self._clock = rate, speed, clock
         self._started_s = 0.0
         self._first_ms = 0
         self._taken = 0
 
     def start(self, click: ClickEvent | None) -> None:
         """Set the clock going; *click* is the first of the run."""
-        self._started_s = time.monotonic()
+        self._started_s = self._clock()
         self._first_ms = click.clicked_at_ms if click else 0
 
     def take_due(self, clicks: Ahead[ClickEvent], *, limit: int) -> list[ClickEvent]:
@@ -65,4 +65,4 @@ class Pace:
             due_s = (click.clicked_at_ms - self._first_ms) / 1_000 / self._speed
         else:
             return 0.0
-        return due_s - (time.monotonic() - self._started_s)
+        return due_s - (self._clock() - self._started_s)
