@@ -186,8 +186,10 @@ def test_topic_that_is_missing_is_named(broker: Settings, tmp_path: Path):
         audit(broker.model_copy(update={"topic_prefix": "nowhere-", "data_dir": tmp_path}), windows=[])
 
 
-def test_broker_that_is_not_there_is_named(tmp_path: Path):
+def test_broker_that_is_not_there_is_named_and_ends_the_command_with_1(tmp_path: Path):
     nobody = Settings(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}", data_dir=tmp_path)
 
-    with pytest.raises(LogError, match="clicks"):
-        audit(nobody, windows=[])
+    refused = run_audit(nobody, [], tmp_path / "windows.jsonl")
+
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("mindstream: topic clicks can't be read")

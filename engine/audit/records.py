@@ -74,6 +74,7 @@ def _client(settings: Settings, topic: str) -> Iterator[KafkaConsumer]:
             allow_auto_create_topics=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            bootstrap_timeout_ms=10_000,
             max_partition_fetch_bytes=4_000_000,
         )
         yield consumer
