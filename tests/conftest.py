@@ -13,7 +13,6 @@ import pytest
 from engine.settings import Settings
 from engine.streams.local_broker import LocalBroker
 
-
 # Below the range from which the kernel takes ports for outgoing connections: one that is free now stays free while a
 # broker starts. Runs side by side begin at different places.
 _PORTS = itertools.cycle(range(20_000, 32_000))

@@ -98,7 +98,16 @@ async def consumer(settings: Settings, **options: Any) -> AsyncIterator[Any]:
         await connection.start()
         yield connection
     finally:
-        await connection.stop()
+        await _stop(connection)
+
+
+async def _stop(connection: Any) -> None:
+    """Stop a consumer; while the broker is away aiokafka cancels a task of its own and lets that cancel the caller."""
+    stopping = asyncio.create_task(connection.stop())
+    await asyncio.wait([stopping])
+    if stopping.cancelled() or stopping.exception() is not None:
+        # It ended before it came to its sockets.
+        await connection._client.close()  # noqa: SLF001
 
 
 @contextlib.contextmanager

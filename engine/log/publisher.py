@@ -9,7 +9,6 @@ one, and what it still held is dropped: whoever sent that has the error and send
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -169,8 +168,8 @@ async def _stop(producer: Any, *, deliver: bool) -> None:
         # There is no public way to drop a batch, and `stop` waits for every one of them.
         producer._message_accumulator.fail_all(KafkaError("stopped before the broker acknowledged"))  # noqa: SLF001
         await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
-    if not stopping.done():
-        stopping.cancel()
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    if stopping.cancelled() or stopping.exception() is not None:
+        # It ended before it came to its sockets.
         await producer.client.close()
-    with contextlib.suppress(asyncio.CancelledError, KafkaError):
-        await stopping
