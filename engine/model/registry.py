@@ -237,19 +237,15 @@ def _is_version(name: str) -> bool:
 
 
 def _read_regular(version: str, path: Path, limit: int) -> bytes:
-    if path.parent.is_symlink():
-        raise DamagedVersion(version, file=path.name, got="a linked directory", expected="a directory")
-    try:
-        # Non-blocking, or opening a named pipe would wait for its writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # a link, or a socket
-        raise DamagedVersion(version, file=path.name, got=error.strerror, expected="a regular file") from error
+    if path.is_symlink() or path.parent.is_symlink():
+        raise DamagedVersion(version, file=path.name, got="a link in its way", expected="a regular file")
+    # Non-blocking, or opening a named pipe would wait for its writer for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise DamagedVersion(version, file=path.name, got="no regular file", expected="a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise DamagedVersion(version, file=path.name, got="no regular file", expected="a regular file")
         if status.st_size > limit:
             got, expected = f"{status.st_size} bytes", f"at most {limit} bytes"
             raise DamagedVersion(version, file=path.name, got=got, expected=expected)

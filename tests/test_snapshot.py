@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.ann.exact import ExactIndex
+from engine.ann.hnsw import HnswIndex
+from engine.errors import DamagedIndex, DamagedVersion, IncompatibleVersion, ItemIndexError, ModelError, UnknownVersion
+from engine.model import UserInput
+from engine.model.parts import VersionParts
+from engine.model.registry import Registry
+from engine.settings import Settings
+from engine.snapshot import SnapshotHolder, load_snapshot
+from tests.builders import NOON_MS
+from tests.served import ITEM_IDS, make_parts, make_popular_snapshot, make_snapshot
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path)
+
+
+def publish(settings: Settings, parts: VersionParts) -> str:
+    return Registry(settings.registry).publish(parts, created_at_ms=NOON_MS)
+
+
+def test_loaded_snapshot_recalls_as_the_published_model_does(settings: Settings):
+    version = publish(settings, make_parts())
+
+    loaded = load_snapshot(settings, version, 3)
+
+    expected, user = make_snapshot(), UserInput(list(ITEM_IDS[:6]))
+    assert loaded.model is not None
+    assert expected.model is not None
+    vectors = loaded.model.interests([user]).vectors
+    np.testing.assert_array_equal(vectors, expected.model.interests([user]).vectors)
+    assert loaded.index is not None
+    assert expected.index is not None
+    np.testing.assert_array_equal(loaded.index.search(vectors[0], 10), expected.index.search(vectors[0], 10))
+    assert list(loaded.item_ids) == list(expected.item_ids)
+
+
+def test_snapshot_carries_version_activation_time_metrics_and_popular_lists(settings: Settings):
+    parts = dataclasses.replace(make_parts(), manifest={"metrics": {"recall_at_50": 0.25}})
+    publish(settings, parts)
+    version = publish(settings, parts)
+
+    loaded = load_snapshot(settings, version, 17)
+
+    assert (loaded.model_version, loaded.activation, loaded.trained_at_ms) == ("0002", 17, NOON_MS)
+    assert loaded.metrics == {"recall_at_50": 0.25}
+    assert list(loaded.popular.overall) == parts.popular["overall"]
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("hnsw", HnswIndex), ("exact", ExactIndex)])
+def test_setting_chooses_what_searches(settings: Settings, backend: str, kind: type):
+    version = publish(settings, make_parts())
+
+    loaded = load_snapshot(settings.model_copy(update={"index_backend": backend}), version, 0)
+
+    assert isinstance(loaded.index, kind)
+
+
+def test_version_zero_has_popular_lists_and_neither_model_nor_index(settings: Settings):
+    version = Registry(settings.registry).publish_popular(make_parts(), created_at_ms=NOON_MS)
+
+    loaded = load_snapshot(settings, version, 0)
+
+    assert (loaded.model, loaded.index, loaded.item_ids) == (None, None, ())
+    assert loaded.popular.overall
+
+
+def test_unknown_version_is_refused(settings: Settings):
+    with pytest.raises(UnknownVersion, match="0009"):
+        load_snapshot(settings, "0009", 0)
+
+
+def damaged(what: str) -> VersionParts:
+    parts, other = make_parts(), make_parts(seed=8)
+    assert parts.index is not None
+    assert parts.item_vectors is not None
+    name, tensor = next((name, tensor) for name, tensor in parts.tensors.items() if tensor.ndim == 2)
+    changes = {
+        "index of another version": {"index": other.index},
+        "truncated index": {"index": parts.index[:-100]},
+        "no index": {"index": None},
+        "missing tensor": {"tensors": {key: value for key, value in parts.tensors.items() if key != name}},
+        "extra tensor": {"tensors": {**parts.tensors, "extra": tensor}},
+        "cut tensor": {"tensors": {**parts.tensors, name: tensor[:-1]}},
+        "shorter vocabulary": {"vocabulary": {**(parts.vocabulary or {}), "items": list(ITEM_IDS[:-1])}},
+        "unknown config": {"config": {**(parts.config or {}), "unheard_of": 1}},
+        "no items": {
+            "item_ids": [],
+            "item_vectors": parts.item_vectors[:0],
+            "index": HnswIndex.build(parts.item_vectors[:0]).to_bytes(),
+        },
+    }
+    return dataclasses.replace(parts, **changes[what])
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "index of another version",
+        "truncated index",
+        "no index",
+        "missing tensor",
+        "extra tensor",
+        "cut tensor",
+        "shorter vocabulary",
+        "unknown config",
+        "no items",
+    ],
+)
+def test_version_whose_parts_do_not_fit_one_another_is_refused(settings: Settings, what: str):
+    version = publish(settings, damaged(what))
+
+    with pytest.raises((IncompatibleVersion, DamagedVersion, DamagedIndex)):
+        load_snapshot(settings, version, 0)
+
+
+def test_no_flipped_bit_in_any_file_gets_past_the_checks(settings: Settings):
+    version = publish(settings, make_parts())
+    folder, random = Path(settings.registry) / "versions" / version, np.random.default_rng(7)
+    manifest_sha256 = Registry(settings.registry).manifest_sha256(version)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for at in random.integers(len(content) * 8, size=10).tolist():
+            flipped = bytearray(content)
+            flipped[at // 8] ^= 1 << at % 8
+            path.write_bytes(flipped)
+            with pytest.raises((ModelError, ItemIndexError)):
+                load_snapshot(settings, version, 0, manifest_sha256=manifest_sha256)
+        path.write_bytes(content)
+
+    assert load_snapshot(settings, version, 0, manifest_sha256=manifest_sha256).model is not None
+
+
+def test_swap_returns_the_snapshot_it_retires():
+    first, second = make_popular_snapshot(), make_popular_snapshot(activation=4)
+    holder = SnapshotHolder()
+
+    assert holder.current is None
+    assert holder.swap(first) is None
+    assert holder.swap(second) is first
+    assert holder.current is second
+
+
+def test_readers_during_swaps_never_see_two_versions():
+    snapshots = [make_snapshot(ITEM_IDS[:100], activation=number, seed=number) for number in (1, 2)]
+    holder, mixed, reads = SnapshotHolder(snapshots[0]), [], []
+    user = UserInput(list(ITEM_IDS[:6]))
+    expected = {}
+    for snapshot in snapshots:
+        assert snapshot.model is not None
+        assert snapshot.index is not None
+        found = snapshot.index.search(snapshot.model.interests([user]).vectors[0], 10)
+        expected[snapshot.model_version] = found
+
+    def read() -> None:
+        for _ in range(60):
+            current = holder.current
+            assert current is not None
+            assert current.model is not None
+            assert current.index is not None
+            rows, scores = current.index.search(current.model.interests([user]).vectors[0], 10)
+            wanted_rows, wanted_scores = expected[current.model_version]
+            if not (np.array_equal(rows, wanted_rows) and np.array_equal(scores, wanted_scores)):
+                mixed.append(current.model_version)
+            reads.append(current.model_version)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    swaps = 0
+    while any(reader.is_alive() for reader in readers):
+        swaps += 1
+        holder.swap(snapshots[swaps % 2])
+
+    assert set(reads) == {"0001", "0002"}
+    assert not mixed
+
+
+def test_activating_again_keeps_the_parts():
+    snapshot = make_popular_snapshot(activation=1)
+
+    again = snapshot.activated(9)
+
+    assert again == dataclasses.replace(snapshot, activation=9)
