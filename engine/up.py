@@ -13,7 +13,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -264,10 +264,10 @@ class _System:
                     )
             await asyncio.sleep(0.5)
 
-    async def _wait(self, title: str, is_done: object, talker: Child | None = None) -> None:
-        assert callable(is_done)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("[dim]{task.fields[said]}"))
-        with Progress(*columns, console=self.console, transient=True) as bar:
+    async def _wait(self, title: str, is_done: Callable[[], bool], talker: Child | None = None) -> None:
+        """Show *title*, and the last line that *talker* logged, until *is_done*."""
+        columns = (SpinnerColumn(), TextColumn("{task.description} ..."), TextColumn("[dim]{task.fields[said]}"))
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             task = bar.add_task(title, said="")
             while not is_done():
                 if talker is not None:
