@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig
@@ -22,6 +23,7 @@ from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork, WindowTensors, attend
 from trainer.negatives import FULL_SOFTMAX_ITEMS, draw_negatives, full_softmax_loss, sampled_softmax_loss
 from trainer.samples import ClickLog, Samples, build_samples, build_vocabulary, cut_windows, field_rows
+from trainer.start import start_items
 
 TIMING_STEPS = 10
 """The plan is held against the clock after every so many steps."""
@@ -41,16 +43,18 @@ class TrainOptions:
     """Threads of torch."""
     seed: int = 7
     device: str = "cpu"
-    learning_rate: float = 7e-3
+    learning_rate: float = 2e-3
     """Peak, after the warm-up."""
     warmup_share: float = 0.03
     """Share of the steps in which the rate rises."""
     final_rate_share: float = 0.01
     """Share of the peak that the rate ends at."""
     weight_decay: float = 0.0
-    horizon: int = 1
+    start_from_cooccurrence: bool = True
+    """Start item vectors from a truncated SVD of who clicked what; False: at random."""
+    horizon: int = 50
     """The target is drawn from the next so many clicks after the window."""
-    novel_targets: bool = False
+    novel_targets: bool = True
     """Learn only targets that are not in their window, since lists leave seen items out."""
     negatives: int | None = None
     """Uniform negatives a step; None takes 2,048, or every item where there are at most 8,192."""
@@ -102,6 +106,8 @@ def train(
     try:
         torch.manual_seed(options.seed)
         network = MindNetwork(config, vocabulary, torch.from_numpy(field_rows(vocabulary, log.items)))
+        if options.start_from_cooccurrence:
+            start_items(network, samples, seed=options.seed)
         network = network.to(options.device)
         _run_steps(network, samples, options, on_progress, clock)
     finally:
@@ -140,20 +146,24 @@ def _run_steps(
 
 
 class Plan:
-    """The number of steps, shortened where the clock says that they don't fit."""
+    """The number of steps: those planned, or fewer where the clock says that they don't fit."""
 
-    def __init__(self, steps: int, *, max_seconds: float, started: float) -> None:
-        self.steps = steps
+    def __init__(self, planned: int, *, max_seconds: float, started: float) -> None:
+        self.steps = self._planned = planned
         self._max_seconds = max_seconds
         self._started = started
+        self._last = (0, 0.0)
 
     def hold_against_clock(self, step: int, now: float) -> float:
-        """Shorten the plan to what fits after *step* steps at their mean pace; return the seconds since the start."""
+        """Set `steps` to what fits at the pace of the last steps; return the seconds since the start."""
         seconds = now - self._started
         if seconds >= self._max_seconds:
-            self.steps = min(self.steps, step)
+            self.steps = step
         elif step % TIMING_STEPS == 0:
-            self.steps = min(self.steps, max(step, int(step * self._max_seconds / max(seconds, 1e-9))))
+            pace = (seconds - self._last[1]) / (step - self._last[0])
+            fitting = int((self._max_seconds - seconds) / max(pace, 1e-9))
+            self.steps = min(self._planned, step + fitting)
+            self._last = (step, seconds)
         return seconds
 
 
@@ -206,35 +216,50 @@ class _Steps:
         )
 
     def loss(self, batch: tuple[WindowBatch, np.ndarray]) -> Tensor:
-        """Return the mean loss of one batch."""
-        windows = WindowTensors.of(batch[0], self._device)
-        targets = torch.from_numpy(batch[1]).to(self._device)
+        """Return the mean loss of one batch.
+
+        Items are pooled, dropped out and mapped once a step, however many clicks of the batch are on them.
+        """
+        windows, targets = batch
+        negatives = draw_negatives(self._random, items=self._items, count=self._negatives)
+        rows = self._rows_in_use(windows.rows, targets, negatives)
+        table = self._pool(rows)
+        behaviors = self._network.map_behaviors(functional.dropout(table, self._options.behavior_dropout))
+        vectors, _weights = self._network(
+            functional.embedding(self._places(rows, windows.rows), behaviors),
+            WindowTensors.of(windows, self._device),
+        )
+        wanted = self._places(rows, targets)
+        target_vectors = functional.embedding(wanted, table)
+        used = torch.from_numpy(np.arange(vectors.shape[1]) < windows.counts[:, None]).to(self._device)  # (B, K)
+        users = attend(vectors, used, target_vectors, power=self._network.config.attention_power)
         if not self._negatives:
-            table = self._pool(torch.arange(self._items + 1, device=self._device))
-            users = self._users(table[windows.rows], windows, table[targets])
-            return full_softmax_loss(users, table, targets)
-        negatives = torch.from_numpy(draw_negatives(self._random, items=self._items, count=self._negatives))
-        negatives = negatives.to(self._device)
-        behaviors = self._pool(windows.rows)
-        target_vectors, negative_vectors = self._pool(targets), self._pool(negatives)
-        users = self._users(behaviors, windows, target_vectors)
+            return full_softmax_loss(users, table, wanted)
+        drawn = self._places(rows, negatives)
         return sampled_softmax_loss(
-            users, target_vectors, negative_vectors, targets=targets, negatives=negatives, items=self._items
+            users,
+            target_vectors,
+            functional.embedding(drawn, table),
+            targets=wanted,
+            negatives=drawn,
+            items=self._items,
         )
 
-    def _pool(self, rows: Tensor) -> Tensor:
-        share = self._options.id_dropout
-        if not share:
-            return self._network.pool_items(rows)
-        kept = torch.from_numpy(self._random.random(self._items + 1) >= share).to(self._device)
-        return self._network.pool_items(rows, id_kept=kept[rows])
+    def _rows_in_use(self, *used: np.ndarray) -> np.ndarray:
+        """Return ascending item rows, 0 among them: all rows where every item is a negative, else those of *used*."""
+        if not self._negatives:
+            return np.arange(self._items + 1)
+        return np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(rows.ravel() for rows in used)]))
 
-    def _users(self, behaviors: Tensor, windows: WindowTensors, targets: Tensor) -> Tensor:
-        network = self._network
-        behaviors = torch.nn.functional.dropout(behaviors, self._options.behavior_dropout)
-        vectors, _weights = network(network.map_behaviors(behaviors), windows)
-        used = torch.arange(vectors.shape[1], device=vectors.device) < windows.counts.unsqueeze(-1)  # (B, K)
-        return attend(vectors, used, targets, power=network.config.attention_power)
+    def _places(self, rows: np.ndarray, wanted: np.ndarray) -> Tensor:
+        places = wanted if len(rows) == self._items + 1 else np.searchsorted(rows, wanted)
+        return torch.from_numpy(places).to(self._device)
+
+    def _pool(self, rows: np.ndarray) -> Tensor:
+        kept = None
+        if self._options.id_dropout:
+            kept = torch.from_numpy(self._random.random(len(rows)) >= self._options.id_dropout).to(self._device)
+        return self._network.pool_items(torch.from_numpy(rows).to(self._device), id_kept=kept)
 
 
 def _keep(windows: WindowBatch, chosen: np.ndarray) -> WindowBatch:

@@ -23,7 +23,7 @@ def full_softmax_loss(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     Args:
         users: (B, D) float32 user vectors.
         items: (N + 1, D) float32 item vectors; row 0 is padding and no candidate.
-        targets: (B,) int64 item rows.
+        targets: (B,) int64 rows of *items*.
     """
     return functional.cross_entropy(users @ items[1:].T, targets - 1)
 

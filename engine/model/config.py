@@ -18,6 +18,7 @@ LOWEST: Mapping[str, float] = {
     "interests": 1,
     "max_clicks": 1,
     "rounds": 1,
+    "agreement_scale": 0.0,
     "recency_start": 0.0,
     "weight_power": 0.0,
     "weight_cap": 1.0,
@@ -33,7 +34,7 @@ LOWEST: Mapping[str, float] = {
 class MindConfig:
     """Shape and behavior of one MIND model; the defaults are measured in docs/model.md."""
 
-    dimensions: int = 64
+    dimensions: int = 128
     """D, length of item and interest vectors."""
     interests: int = 4
     """K, the most interests a user can have."""
@@ -43,11 +44,13 @@ class MindConfig:
     """Routing iterations; only the last one has gradients."""
     accumulate_logits: bool = False
     """Add each round's agreement to the routing logits (most public code) instead of assigning it (the paper)."""
+    agreement_scale: float = 1.0
+    """Factor on the agreement of behavior and capsule: 1 is the paper's, more separates the interests."""
     dynamic_interests: bool = True
     """Use max(1, min(K, floor(log2 n))) interests for a window of n distinct items; False: always K."""
     recency: bool = True
     """Multiply routing weights by a learned weight of the click's age, counted in clicks."""
-    recency_start: float = 0.1
+    recency_start: float = 0.05
     """The learned weight starts as exp(-recency_start * age)."""
     weight_power: float = 0.0
     """Multiply routing weights by (log1p(weight) / log 2) ** weight_power; 0 ignores the clicks' weights."""

@@ -126,6 +126,7 @@ class MindNetwork(nn.Module):
             windows.counts,
             rounds=config.rounds,
             accumulate=config.accumulate_logits,
+            scale=config.agreement_scale,
         )
         vectors = self._finish(capsules, self.profile(windows.profile_rows, windows.profile_numbers))
         used = torch.arange(config.interests, device=vectors.device) < windows.counts.unsqueeze(-1)  # (B, K)

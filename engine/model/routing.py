@@ -20,7 +20,14 @@ SLOTS_PER_HASH = 16
 
 
 def route(
-    behaviors: Tensor, strengths: Tensor, logits: Tensor, counts: Tensor, *, rounds: int, accumulate: bool
+    behaviors: Tensor,
+    strengths: Tensor,
+    logits: Tensor,
+    counts: Tensor,
+    *,
+    rounds: int,
+    accumulate: bool,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Cluster behavior vectors into interest capsules.
 
@@ -34,6 +41,7 @@ def route(
         counts: (B,) int64, interest counts; the first that many of the K slots are used.
         rounds: routing iterations, at least 1.
         accumulate: add the agreement to the logits instead of assigning it.
+        scale: factor on the agreement; 1 is the paper's.
 
     Returns:
         (B, K, D) float32 capsules, each shorter than 1, zero where unused; (B, L, K) float32 weights that formed
@@ -43,7 +51,7 @@ def route(
     with torch.no_grad():
         for _ in range(rounds - 1):
             capsules, _weights = _form(behaviors, strengths, logits, unused)
-            agreement = torch.bmm(behaviors, capsules.transpose(1, 2))  # (B, L, K)
+            agreement = torch.bmm(behaviors, capsules.transpose(1, 2)) * scale  # (B, L, K)
             logits = logits + agreement if accumulate else agreement  # b_ij
     return _form(behaviors, strengths, logits, unused)
 
