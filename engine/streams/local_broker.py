@@ -206,7 +206,8 @@ class LocalBroker:
         if (self._home / f"node-{node}" / "meta.properties").is_file():
             return
         command = [java, "-Xmx128m", *JVM_OPTIONS, "-cp", class_path, "kafka.tools.StorageTool", "format"]
-        command += ["--cluster-id", cluster_id, "--config", str(self._config(node)), "--ignore-formatted"]
+        # With the equals sign: one id in 64 begins with a hyphen and would be taken for an option.
+        command += [f"--cluster-id={cluster_id}", "--config", str(self._config(node)), "--ignore-formatted"]
         formatted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_TIMEOUT_S)
         if formatted.returncode != 0:
             said = (formatted.stderr or formatted.stdout).strip().splitlines()[-1:]
