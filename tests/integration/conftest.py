@@ -69,9 +69,10 @@ class System:
 
     def is_settled(self) -> bool:
         """A trained version serves, and every list was made by it."""
-        figures = self.engine_metrics()
+        figures, model = self.engine_metrics(), self.status()["model"]
         return (
-            self.status()["model"]["version"] != "0000"
+            model is not None
+            and model["version"] != "0000"
             and figures["mindstream_lists_on_current_version_ratio"] >= 0.99
             and figures["mindstream_consumer_lag"] <= 50
         )
