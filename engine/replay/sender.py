@@ -15,8 +15,8 @@ from engine.settings import Settings
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 """Waits between attempts while the broker is away; each is twice the one before."""
-MOST_REFUSALS = 10
-"""Failures in a row, with a broker that answers, after which it is no outage but a refusal."""
+MOST_REFUSALS, MOST_REFUSALS_AT_START = 10, 3
+"""Failures in a row, with a broker that answers, after which it is no outage but a refusal: no such topic, for one."""
 GRACE_S = 5.0
 """How long an attempt under way may go on after the caller asked for the end."""
 
@@ -47,7 +47,7 @@ class Sender:
 
     async def epoch(self) -> str:
         """Return the identity of the `clicks` topic, waiting for the broker; empty when stopped before."""
-        epoch = await self._insist(lambda: topic_epoch(self._settings, "clicks"))
+        epoch = await self._insist(lambda: topic_epoch(self._settings, "clicks"), most_refusals=MOST_REFUSALS_AT_START)
         return epoch.text if epoch else ""
 
     async def send(self, messages: Sequence[Message]) -> bool:
@@ -61,7 +61,9 @@ class Sender:
         except TimeoutError:
             return
 
-    async def _insist(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+    async def _insist(
+        self, attempt: Callable[[], Coroutine[Any, Any, T]], *, most_refusals: int = MOST_REFUSALS
+    ) -> T | None:
         """Return what *attempt* returns, trying until it succeeds; None when stopped before that."""
         wait_s, refusals = FIRST_WAIT_S, 0
         while True:
@@ -70,8 +72,7 @@ class Sender:
             except LogError as error:
                 self.outages += 1
                 refusals = refusals + 1 if await self._broker_answers() else 0
-                # An error with no library's error behind it is the cluster's answer: no such topic, for one.
-                if error.__cause__ is None or refusals >= MOST_REFUSALS:
+                if refusals >= most_refusals:
                     raise
                 log.warning("replay_waits_for_broker", problem=str(error), wait_s=wait_s)
             await self._close()
