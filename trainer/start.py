@@ -54,7 +54,8 @@ def item_factors(samples: Samples, *, items: int, rank: int, seed: int) -> Tenso
         basis = torch.linalg.qr(torch.sparse.mm(clicked, basis))[0]
     narrow = torch.sparse.mm(transposed, basis)  # (N + 1, width)
     left, singular, _right = torch.linalg.svd(narrow, full_matrices=False)
-    return left[:, :rank] * singular[:rank]
+    factors: Tensor = left[:, :rank] * singular[:rank]
+    return factors
 
 
 def _field_means(factors: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -1,0 +1,65 @@
+"""Small models with random weights, and a float64 twin of routing in plain loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from engine.model import InterestModel, ItemInput, MindConfig, UserInput, Vocabulary
+from engine.model.mind import MindNetwork
+
+SMALL = MindConfig(dimensions=8, interests=4, max_clicks=10, hidden=(6,), profile_dimensions=3)
+PROFILES: Sequence[Mapping[str, str | float]] = ({"country": "FR", "age": 20.0}, {"country": "UK", "age": 40.0})
+
+
+def make_items(count: int = 20) -> dict[str, ItemInput]:
+    return {
+        f"i{number}": ItemInput(f"i{number}", category=f"c{number % 3}", brand="b", features={"price": float(number)})
+        for number in range(count)
+    }
+
+
+def make_model(config: MindConfig = SMALL, *, seed: int = 0) -> InterestModel:
+    """A model whose every parameter is random, so that no part is silently without effect."""
+    torch.manual_seed(seed)
+    items = make_items()
+    vocabulary = Vocabulary.build(list(items), items, PROFILES)
+    rows = [vocabulary.field_rows(None), *(vocabulary.field_rows(items[item]) for item in vocabulary.item_ids)]
+    network = MindNetwork(config, vocabulary, torch.tensor(rows))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name != "scale":
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        network.item_ids.weight[0] = 0.0
+        network.item_fields.weight[0] = 0.0
+    return InterestModel(network, vocabulary)
+
+
+def make_user(*item_ids: str, country: str = "FR") -> UserInput:
+    return UserInput(item_ids=item_ids, profile={"country": country, "age": 30.0})
+
+
+def route_by_loops(
+    behaviors: np.ndarray, logits: np.ndarray, strengths: Sequence[float], count: int, *, rounds: int, accumulate: bool
+) -> np.ndarray:
+    """Algorithm 1 for one window without padding: (L, D) behaviors and (L, K) logits in, (K, D) capsules out."""
+    length, slots = logits.shape
+    starting = [[float(logits[i, j]) for j in range(slots)] for i in range(length)]
+    capsules = np.zeros((slots, behaviors.shape[1]))
+    for _ in range(rounds):
+        sums = np.zeros_like(capsules)
+        for i in range(length):
+            whole = sum(math.exp(starting[i][j]) for j in range(count))
+            for j in range(count):
+                sums[j] += math.exp(starting[i][j]) / whole * strengths[i] * behaviors[i]
+        for j in range(slots):
+            norm = math.sqrt(float(sums[j] @ sums[j]))
+            capsules[j] = sums[j] * norm / (1 + norm**2)
+        for i in range(length):
+            for j in range(count):
+                agreement = float(behaviors[i] @ capsules[j])
+                starting[i][j] = starting[i][j] + agreement if accumulate else agreement
+    return capsules
