@@ -234,6 +234,12 @@ def test_letter_of_an_earlier_topic_of_the_same_name_is_no_letter_of_this_one():
     assert audit_of(make_claims(), of_before) == ["letter_missing"]
 
 
+def test_store_left_behind_by_an_engine_that_had_the_partition_before_does_not_count():
+    left_behind = [{**claim, "applied_offset": 0, "clicks": []} for claim in make_claims()]
+
+    assert audit_of([*left_behind, *make_claims()], make_letters()) == []
+
+
 def test_clicks_after_the_applied_offset_wait_and_are_no_difference():
     log = make_log()
     for item in ("new", "newer"):

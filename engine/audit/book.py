@@ -63,6 +63,10 @@ class _Claim:
     clicks: list[Mapping[str, Any]]
     profile: Mapping[str, Any] | None
 
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> _Claim:
+        return cls(line["partition"], line["applied_offset"], line["clicks"], line.get("profile"))
+
 
 class _Book:
     """Every offset in its class, every user's clicks, and at the end the differences."""
@@ -87,11 +91,8 @@ class _Book:
         self._home: dict[str, int] = {}
         self._differences: list[Difference] = []
         self._claims = self._take_claims(claims)
-        applied: dict[int, list[int]] = {}
-        for claim in self._claims.values():
-            applied.setdefault(claim.partition, []).append(claim.applied_offset)
-        self._through = {p: max(applied[p]) if p in applied else through.get(p, ends[p] - 1) for p in ends}
-        self._least = {p: min(applied[p]) if p in applied else self._through[p] for p in ends}
+        applied = {claim.partition: claim.applied_offset for claim in self._claims.values()}
+        self._through = {p: applied.get(p, through.get(p, end - 1)) for p, end in ends.items()}
 
     def enter(self, entry: Entry) -> None:
         """Put one record in its class."""
@@ -146,33 +147,31 @@ class _Book:
                 Difference("letter_unexpected", f"clicks {entry.partition}:{entry.offset}", detail)
             )
 
-    def _take_claims(self, claims: Iterable[Mapping[str, Any]]) -> dict[str, _Claim]:
+    def _take_claims(self, lines: Iterable[Mapping[str, Any]]) -> dict[str, _Claim]:
+        claims = [(line["user_id"], _Claim.of(line)) for line in lines]
+        newest: dict[int, int] = {}
+        for _, claim in claims:
+            newest[claim.partition] = max(newest.get(claim.partition, -1), claim.applied_offset)
         taken: dict[str, _Claim] = {}
-        for line in claims:
-            user_id = line["user_id"]
-            claim = _Claim(line["partition"], line["applied_offset"], line["clicks"], line.get("profile"))
-            if user_id in taken:
-                self._differ("window_twice", user_id, f"in partitions {taken[user_id].partition} and {claim.partition}")
-            elif claim.partition not in self._ends:
+        for user_id, claim in claims:
+            if claim.partition not in self._ends:
                 self._differ("wrong_partition", user_id, f"the log has no partition {claim.partition}")
+            elif claim.applied_offset < newest[claim.partition]:
+                continue  # an engine that had the partition before keeps its store; the newest one counts
+            elif user_id in taken:
+                self._differ("window_twice", user_id, f"in partitions {taken[user_id].partition} and {claim.partition}")
             else:
                 taken[user_id] = claim
         for partition, end in self._ends.items():
-            beyond = max((c.applied_offset for c in taken.values() if c.partition == partition), default=-1)
-            if beyond >= end:
-                detail = f"the store has applied offset {beyond}, the log ends at {end}"
+            if newest.get(partition, -1) >= end:
+                detail = f"the store has applied offset {newest[partition]}, the log ends at {end}"
                 self._differences.append(Difference("offset_beyond_log", f"partition {partition}", detail))
         return taken
 
     def _keep(self, entry: Entry, click: Click) -> None:
-        counts = self._counts[entry.partition]
-        claim = self._claims.get(click.user_id)
-        if entry.offset > (claim.applied_offset if claim else self._least[entry.partition]):
-            counts["waiting"] += 1
-            return
         self._home[click.user_id] = entry.partition
         clicks = self._clicks.setdefault(click.user_id, {})
-        counts["duplicate"] += click.order in clicks
+        self._counts[entry.partition]["duplicate"] += click.order in clicks
         clicks[click.order] = entry.offset, click
         profile = self._profiles.setdefault(click.user_id, {})
         for name, value in click.profile:
