@@ -16,9 +16,9 @@ from engine.errors import ConfigError, LogError, SourceError
 from engine.events import ClickEvent, ItemEvent, decode_click, decode_item, encode_click
 from engine.log import Follower, Record
 from engine.replay import replay
-from engine.replay.pace import Ahead, Pace
 from engine.settings import Settings
 from engine.simulate import SimulatedShop
+from engine.sources.pace import Ahead, Pace
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from tests.builders import NOON_MS, make_click
