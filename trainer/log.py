@@ -25,6 +25,8 @@ from trainer.samples import ClickLog, UserHistory
 
 POLL_MS = 500
 POLL_RECORDS = 5_000
+BOOTSTRAP_MS = 10_000
+"""How long a broker may take to answer the first time."""
 SILENCE_POLLS = 120
 """A log that yields nothing in a minute, although its end lies further on, is given up."""
 
@@ -157,6 +159,7 @@ def open_consumer(settings: Settings) -> Iterator[Any]:
             max_poll_records=POLL_RECORDS,
             max_partition_fetch_bytes=4_000_000,
             fetch_max_wait_ms=50,
+            bootstrap_timeout_ms=BOOTSTRAP_MS,
         )
         yield consumer
     except (KafkaError, OSError) as error:
