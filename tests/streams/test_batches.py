@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.partitioner import DefaultPartitioner
+from faust.app.base import App, BootStrategy
+from faust.tables.recovery import Recovery
+from faust.transport.consumer import Consumer, Fetcher, ThreadDelegateConsumer
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Transport
+from faust.types import ConsumerMessage
+
+from engine.settings import Settings
+from engine.streams import batches
+from engine.streams.batches import AIOKAFKA_VERSION, FAUST_VERSION, partition_of
+
+MOVED = "engine/streams/batches.py was written against this; read what changed, adapt it, then this test"
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version"),
+    [("faust-streaming", FAUST_VERSION), ("aiokafka", AIOKAFKA_VERSION), ("mode-streaming", "0.7.1")],
+)
+def test_the_versions_are_those_the_adapter_was_written_against(distribution: str, version: str) -> None:
+    assert importlib.metadata.version(distribution) == version, MOVED
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (App, "_new_transport", ["self"]),
+        (App, "_on_partitions_assigned", ["self", "assigned", "generation_id"]),
+        (App, "_on_partitions_revoked", ["self", "revoked"]),
+        (BootStrategy, "kafka_producer", ["self"]),
+        (BootStrategy, "web_server", ["self"]),
+        (Consumer, "perform_seek", ["self"]),
+        (Consumer, "_drain_messages", ["self", "fetcher"]),
+        (Consumer, "_get_active_partitions", ["self"]),
+        (Consumer, "_filter_tps_with_pending_acks", ["self", "topics"]),
+        (Consumer, "_new_offset", ["self", "tp"]),
+        (Consumer, "_should_commit", ["self", "tp", "offset"]),
+        (Consumer, "verify_event_path", ["self", "now", "tp"]),
+        (Recovery, "_resume_streams", ["self", "generation_id"]),
+        (ThreadDelegateConsumer, "_new_consumer_thread", ["self"]),
+        (ThreadDelegateConsumer, "_getmany", ["self", "active_partitions", "timeout"]),
+        (ThreadDelegateConsumer, "earliest_offsets", ["self", "partitions"]),
+        (ThreadDelegateConsumer, "highwaters", ["self", "partitions"]),
+        (ThreadDelegateConsumer, "highwater", ["self", "tp"]),
+        (ThreadDelegateConsumer, "position", ["self", "tp"]),
+        (ThreadDelegateConsumer, "seek_wait", ["self", "partitions"]),
+        (AIOKafkaConsumerThread, "_create_worker_consumer", ["self", "transport"]),
+        (AIOKafkaConsumerThread, "_commit", ["self", "offsets"]),
+        (AIOKafkaConsumerThread, "_ensure_consumer", ["self"]),
+        (AIOKafkaConsumerThread, "_fetch_records", ["self", "consumer", "active_partitions", "timeout", "max_records"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", value) if not isinstance(value, list) else "",
+)
+def test_what_the_adapter_overrides_or_calls_is_there(owner: type, name: str, parameters: list[str]) -> None:
+    function: Any = inspect.unwrap(getattr(owner, name))
+
+    assert list(inspect.signature(function).parameters) == parameters, MOVED
+
+
+def test_faust_seeks_only_after_it_has_told_the_app_of_its_partitions() -> None:
+    resume = inspect.getsource(Recovery._resume_streams)
+
+    assert resume.index("perform_seek") < resume.index("resume_flow") < resume.index("_fetcher.maybe_start"), MOVED
+
+
+def test_the_fetcher_leaves_the_draining_to_the_consumer() -> None:
+    assert "await consumer._drain_messages(self)" in inspect.getsource(Fetcher), MOVED
+
+
+def test_a_message_carries_the_generation_that_streams_check() -> None:
+    assert "generation_id" in inspect.signature(ConsumerMessage).parameters, MOVED
+    assert Transport.Consumer is not None, MOVED
+
+
+def test_partitions_are_those_of_kafkas_default_partitioner() -> None:
+    default = DefaultPartitioner()
+    keys = [f"user{number}é".encode() for number in range(500)]
+
+    assert [partition_of(key, 7) for key in keys] == [default(key, list(range(7)), list(range(7))) for key in keys]
+
+
+def test_a_known_key_lies_where_the_java_client_puts_it() -> None:
+    # From the Java client's own tests: murmur2 of these keys, made positive.
+    known = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
+
+    for key, murmur2 in known.items():
+        assert partition_of(key, 1_000) == (murmur2 & 0x7FFFFFFF) % 1_000
+
+
+def test_a_data_directory_keeps_its_name_in_the_group(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "a")
+
+    first = batches._worker_id(settings)
+
+    assert batches._worker_id(settings) == first
+    assert batches._worker_id(Settings(data_dir=tmp_path / "b")) != first
