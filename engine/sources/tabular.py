@@ -19,7 +19,15 @@ from typing import Any, Literal
 import structlog
 
 from engine.errors import SourceError
-from engine.events import MAX_ATTRIBUTES, MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_WEIGHT, ClickEvent, ItemEvent
+from engine.events import (
+    MAX_ATTRIBUTES,
+    MAX_ID_BYTES,
+    MAX_NAME_BYTES,
+    MAX_TEXT_BYTES,
+    MAX_WEIGHT,
+    ClickEvent,
+    ItemEvent,
+)
 from engine.sources.table import Table, find_table, read_table
 
 USUAL_USERS = ("user_id", "user", "userId", "userid", "visitorid", "customer_id", "CustomerID", "session_id")
@@ -180,12 +188,13 @@ class _RowReader:
             name: _attribute(values[place]) for name, values in self._profile.items() if _is_given(values[place])
         }
         event_id = self._event_ids[place] if self._event_ids else None
+        given = self._event_types[place] if self._event_types else None
         return _Row(
             clicked_at_ms=self._time_ms(self._times[place]),
             user_id=as_id(self._users[place], "user"),
             item_id=as_id(self._items[place], "item"),
             event_id=as_id(event_id, "event id") if _is_given(event_id) else f"{place:0{self._digits}d}",
-            event_type=str(self._event_types[place] or "click") if self._event_types else "click",
+            event_type=as_id(given, "event type", MAX_NAME_BYTES) if _is_given(given) else "click",
             weight=self._weight(place),
             profile=profile,
         )
@@ -254,8 +263,8 @@ def read_profiles(path: Path, attributes: Sequence[str] = ()) -> dict[str, dict[
     }
 
 
-def as_id(value: Any, what: str) -> str:
-    """Return *value* as an id of the contract: 1 to 256 bytes of UTF-8 with no control character.
+def as_id(value: Any, what: str, most_bytes: int = MAX_ID_BYTES) -> str:
+    """Return *value* as an id of the contract: 1 to *most_bytes* bytes of UTF-8 with no control character.
 
     Raises:
         BadRow: it can't be one.
@@ -263,8 +272,8 @@ def as_id(value: Any, what: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Parquet keeps a column of integers with gaps as floats
     text = str(value).strip() if _is_given(value) else ""
-    if not text or CONTROL.search(text) or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-        raise BadRow(what, f"{what} {value!r} is not an id of 1 to {MAX_ID_BYTES} bytes")
+    if not text or CONTROL.search(text) or len(text.encode("utf-8", "surrogatepass")) > most_bytes:
+        raise BadRow(what, f"{what} {value!r} is not text of 1 to {most_bytes} bytes")
     return text
 
 
@@ -292,14 +301,18 @@ def _text_at(values: Sequence[Any] | None, place: int) -> str | None:
     value = values[place] if values else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = CONTROL.sub(" ", str(value)).strip() if _is_given(value) else ""
-    while len(text.encode()) > MAX_TEXT_BYTES:
-        text = text[: len(text) * 9 // 10]
-    return text or None
+    return _cut(CONTROL.sub(" ", str(value)).strip(), MAX_TEXT_BYTES) or None if _is_given(value) else None
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    """Return as much of the beginning of *text* as *most_bytes* hold."""
+    return text.encode()[:most_bytes].decode(errors="ignore")
 
 
 def _attribute(value: Any) -> str | float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return _cut(CONTROL.sub(" ", str(value)), MAX_ID_BYTES)
 
 
 def _number(value: Any, what: str) -> float:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import SourceError
+from engine.events import ClickEvent, decode_click, encode_click
 from engine.sources import OnlineRetail, open_source
 from engine.sources.online_retail import COLUMNS, head_noun, parse_time_ms, price_band
 
@@ -198,4 +199,13 @@ def test_real_set_gives_the_counted_clicks_users_and_items():
     assert len(items) == len({click.item_id for click in clicks}) == 3_259
     assert len({click.event_id for click in clicks}) == len(clicks)
     assert len({item.category for item in items}) == 61
+    assert [read_back(click) for click in clicks] == clicks
     assert all(before.clicked_at_ms <= after.clicked_at_ms for before, after in pairwise(clicks))
+
+
+def read_back(click: ClickEvent) -> ClickEvent:
+    """Return *click* as the engine reads it from the log."""
+    key, now_ms = click.user_id.encode(), click.clicked_at_ms + 60_000
+    return decode_click(
+        encode_click(click), key=key, recorded_at_ms=now_ms, future_tolerance_ms=0, max_message_bytes=65_536
+    )

@@ -106,7 +106,7 @@ def test_bad_rows_are_skipped_counted_and_the_first_is_named(tmp_path: Path):
 
     assert [click.user_id for click in source.clicks()] == ["u1", "u8"]
     assert source.dropped == {"user": 1, "item": 1, "time": 2, "number of fields": 2}
-    assert source.first_dropped == "row 3: user None is not an id of 1 to 256 bytes"
+    assert source.first_dropped == "row 3: user None is not text of 1 to 256 bytes"
 
 
 def test_rows_of_one_moment_keep_the_order_of_the_file_in_the_window_too(tmp_path: Path):
@@ -178,6 +178,19 @@ def test_unknown_kind_of_file_is_our_error(tmp_path: Path):
 def test_what_the_contract_refuses_is_no_id(value: object):
     with pytest.raises(BadRow):
         as_id(value, "user")
+
+
+def test_what_is_longer_than_the_contract_allows_is_cut_or_refused(tmp_path: Path):
+    header = "user,item,time,event_type,profile.land,title"
+    rows = [f"u1,i1,1,click,{'x' * 300},{'é' * 600}", f"u2,i2,2,{'t' * 65},DE,Mug"]
+    source = open_source(write(tmp_path / "c.csv", "\n".join([header, *rows]) + "\n"))
+
+    (click,) = source.clicks()
+    (item, _) = source.items()
+
+    assert source.dropped == {"event type": 1}
+    assert click.profile == {"land": "x" * 256}
+    assert item.title == "é" * 512
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.tsv", "out.parquet"])
