@@ -21,7 +21,7 @@ from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork, WindowTensors, attend
-from trainer.negatives import FULL_SOFTMAX_ITEMS, draw_negatives, full_softmax_loss, sampled_softmax_loss
+from trainer.negatives import FULL_SOFTMAX_ITEMS, draw_negatives, full_softmax_loss, sampled_softmax_loss, served_softmax_loss
 from trainer.samples import ClickLog, Samples, build_samples, build_vocabulary, cut_windows, field_rows
 from trainer.start import start_items
 
@@ -50,6 +50,7 @@ class TrainOptions:
     final_rate_share: float = 0.01
     """Share of the peak that the rate ends at."""
     weight_decay: float = 0.0
+    served: bool = False
     start_from_cooccurrence: bool = True
     """Start item vectors from a truncated SVD of who clicked what; False: at random."""
     horizon: int = 50
@@ -232,6 +233,8 @@ class _Steps:
         wanted = self._places(rows, targets)
         target_vectors = functional.embedding(wanted, table)
         used = torch.from_numpy(np.arange(vectors.shape[1]) < windows.counts[:, None]).to(self._device)  # (B, K)
+        if self._options.served:
+            return served_softmax_loss(vectors, used, table, wanted)
         users = attend(vectors, used, target_vectors, power=self._network.config.attention_power)
         if not self._negatives:
             return full_softmax_loss(users, table, wanted)

@@ -17,6 +17,19 @@ FULL_SOFTMAX_ITEMS = 8_192
 """Up to this many items every one of them is a negative: exact, and as cheap as sampling."""
 
 
+def served_softmax_loss(interests: Tensor, used: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the targets among all items, each scored by its best interest as in serving.
+
+    Args:
+        interests: (B, K, D) float32.
+        used: (B, K) bool, at least one True in each row.
+        items: (N + 1, D) float32 item vectors; row 0 is padding and no candidate.
+        targets: (B,) int64 rows of *items*.
+    """
+    scores = (interests @ items[1:].T).masked_fill(~used.unsqueeze(-1), -torch.inf)  # (B, K, N)
+    return functional.cross_entropy(scores.amax(dim=1), targets - 1)
+
+
 def full_softmax_loss(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy of the targets among all items.
 
