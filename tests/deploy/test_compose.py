@@ -114,6 +114,11 @@ def test_prometheus_asks_the_query_service_with_the_same_token():
     assert COMPOSE["secrets"][name] == {"environment": "MINDSTREAM_API_TOKEN"}
 
 
+def test_container_that_gets_a_secret_has_a_root_it_can_be_written_to():
+    # Compose refuses a secret from the environment together with a read-only root.
+    assert [name for name, service in SERVICES.items() if "secrets" in service and service.get("read_only")] == []
+
+
 def test_mounted_files_exist():
     mounts = [mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])]
 
