@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 import socket
@@ -21,7 +22,6 @@ from pathlib import Path
 
 from engine.errors import EngineError, LogError, SetupError
 from engine.log import topic_epoch, wait_for_broker
-from engine.model.registry import Registry
 from engine.settings import PREFIX, Settings
 from engine.streams.broker_jars import KAFKA_VERSION, has_jars
 from engine.streams.local_broker import find_java
@@ -29,8 +29,9 @@ from engine.streams.topics import describe_topics
 
 OLDEST_PYTHON = (3, 11)
 NEEDED_DISK_GB = 2.0
-# Imported in a process of their own: a native library built for another processor ends it without an exception.
-LIBRARIES = "faust, aiokafka, kafka, torch, safetensors, hnswlib, rocksdict, fastapi, uvicorn, pyarrow, msgspec, numpy"
+LIBRARIES = ("faust", "aiokafka", "kafka", "torch", "safetensors", "fastapi", "uvicorn", "pyarrow", "msgspec", "jgo")
+# Imported in a process of their own: one that was built for another processor ends it without an exception.
+NATIVE_LIBRARIES = ("numpy", "hnswlib", "rocksdict")
 PORT_PATIENCE_S = 3.0
 
 
@@ -113,14 +114,17 @@ def _check_python() -> Check:
 
 
 def _check_libraries() -> Check:
-    tried = subprocess.run(
-        [sys.executable, "-c", f"import {LIBRARIES}"], capture_output=True, text=True, check=False, timeout=120
-    )
-    if tried.returncode == 0:
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("faust-streaming", "torch"))
-        return Check("libraries", True, f"all import; {versions}")
-    said = tried.stderr.strip().splitlines()[-1:] or [f"the import ended with signal {-tried.returncode}"]
-    return Check("libraries", False, said[0], "`make setup` installs them; build hnswlib on this machine")
+    remedy = "`make setup` installs them; hnswlib is built on the machine that runs it"
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check("libraries", False, f"not installed: {', '.join(missing)}", remedy)
+    code = f"import {', '.join(NATIVE_LIBRARIES)}"
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        said = tried.stderr.strip().splitlines()[-1:] or [f"`{code}` ended with signal {-tried.returncode}"]
+        return Check("libraries", False, said[0], remedy)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("faust-streaming", "torch"))
+    return Check("libraries", True, f"installed, native ones load; {versions}")
 
 
 def _check_disk(settings: Settings) -> Check:
@@ -223,8 +227,11 @@ def _check_topics(settings: Settings) -> Check:
 
 def _check_registry(settings: Settings) -> Check:
     try:
+        # Not at the top: it brings torch, which `mindstream up` need not load to check its ports.
+        from engine.model.registry import Registry
+
         versions = Registry(settings.registry).list_versions()
-    except (EngineError, OSError) as error:
+    except (EngineError, OSError, ImportError) as error:
         return Check("models", False, str(error), "correct MINDSTREAM_REGISTRY_URL, or the rights on that folder")
     newest = f"newest version {versions[-1]} of {len(versions)}" if versions else "no version yet"
     return Check("models", True, f"{newest} in {settings.registry}")
