@@ -23,8 +23,10 @@ from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
 from engine.store.windows import dump_windows, stores_dir
 from engine.streams.dead_letters import list_dead_letters, redrive
+from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from engine.window import BehaviorWindow
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -79,7 +81,7 @@ def settings(broker: Settings, tmp_path: Path, request: pytest.FixtureRequest) -
 
 
 @pytest.fixture
-def engines(settings: Settings, tmp_path: Path) -> Iterator[list[EngineProcess]]:
+def engines() -> Iterator[list[EngineProcess]]:
     started: list[EngineProcess] = []
     yield started
     for engine in started:
@@ -275,3 +277,26 @@ def test_an_engine_whose_store_is_of_another_topic_stops_with_a_named_error(
 
     assert second._process.wait(timeout=120) == 1
     assert "has max_clicks 50, this process expects 20" in second.log_path.read_text()
+
+
+def test_an_engine_lives_through_a_restart_of_the_broker(tmp_path: Path, engines: list[EngineProcess]) -> None:
+    alone = Settings(data_dir=tmp_path / "alone", broker_port=free_port(2), broker_heap_mb=384)
+    node = LocalBroker(alone)
+    node.start()
+    try:
+        settings = alone.model_copy(update={"kafka_bootstrap_servers": node.bootstrap_servers})
+        asyncio.run(create_topics(settings))
+        rng, sent = random.Random(3), Sent()
+        engine = start(engines, settings)
+        send_round(settings, sent, rng)
+        wait_until_applied(settings, engine, logged(settings) // 2)
+        node.stop()
+        time.sleep(12)  # longer than the session timeout: the group has to be joined anew
+        node.start()
+        send_round(settings, sent, rng)
+
+        wait_until_applied(settings, engine, logged(settings))
+        assert windows_of(settings) == expected_windows(sent, settings.window_max_clicks)
+        assert engine.stop() == 0
+    finally:
+        node.stop()
