@@ -4,6 +4,7 @@
 
 const POLL_MS = 1000;
 const REQUEST_MS = 5000;
+const REFLECTED_MS = 15000;
 const FIRST_ITEMS = 20;
 const MORE_ITEMS = 50;
 const TONES = 8;
@@ -43,10 +44,22 @@ async function ask(path, body) {
 
 function askForToken(refused) {
   const dialog = byId("token-dialog");
-  if (dialog.open) return;
   sessionStorage.removeItem("mindstream-token");
   byId("token-error").hidden = !refused;
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal();
+  byId("token").focus();
+}
+
+async function tryToken(token) {
+  sessionStorage.setItem("mindstream-token", token);
+  byId("token").value = "";
+  byId("token-error").hidden = true;
+  try {
+    showStatus(await ask("/v1/status"));
+  } catch (error) {
+    if (error instanceof Refused && error.status === 401) return;
+  }
+  byId("token-dialog").close();
 }
 
 /* ---------- words for figures ---------- */
@@ -329,7 +342,9 @@ function showSummary(answer, nowMs) {
   }
   line.replaceChildren(element("b", "", answer.user_id), ": the list reflects a click made ",
     element("b", "", duration(nowMs - answer.as_of_ms) + " ago"),
-    ". It was computed " + duration(answer.age_ms) + " ago by version " + answer.model_version + ".");
+    answer.accepted_at_ms === null ? ". It was computed " + duration(answer.age_ms) + " ago" :
+      ". It was computed " + duration(answer.computed_at_ms - answer.accepted_at_ms) + " after the log took the click",
+    ", by version " + answer.model_version + ".");
 }
 
 function showWindow(answer, nowMs, latest) {
@@ -372,7 +387,7 @@ function showInterests(answer) {
 function showList(answer) {
   const holder = byId("list");
   const items = answer.items.slice(0, shown.items);
-  setText("list-count", items.length ? "best " + items.length : "empty");
+  setText("list-count", items.length ? "best " + items.length + ", colored by interest" : "empty");
   byId("more").hidden = answer.items.length <= shown.items;
   const focused = document.activeElement && holder.contains(document.activeElement) ? document.activeElement.closest("li") : null;
   const focusedPlace = focused ? [...holder.children].indexOf(focused) : -1;
@@ -429,7 +444,7 @@ async function click(itemId, name) {
     echo("Logged at partition " + place.partition + ", offset " + place.offset + "; waiting for the list …");
     const took = await untilReflected(user, place, startedAt);
     if (user !== shown.user) return;
-    echo(took === null ? "The click on " + name + " is logged; the list has not changed within 5 s. Is an engine running?"
+    echo(took === null ? "The click on " + name + " is logged; the list has not changed within 15 s. Is an engine running?"
       : "The list reflects your click on " + name + " " + duration(took) + " after you made it.", took === null);
   } catch (error) {
     echo("The click was not logged: " + error.message, true);
@@ -437,7 +452,7 @@ async function click(itemId, name) {
 }
 
 async function untilReflected(user, place, startedAt) {
-  while (performance.now() - startedAt < REQUEST_MS) {
+  while (performance.now() - startedAt < REFLECTED_MS) {
     const answer = await fetchUser(user);
     if (answer.source === "personal" && answer.window_offset >= place.offset) {
       const took = performance.now() - startedAt;
@@ -483,9 +498,7 @@ byId("more").addEventListener("click", () => {
 });
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("mindstream-token", byId("token").value);
-  byId("token").value = "";
-  byId("token-dialog").close();
+  tryToken(byId("token").value);
 });
 byId("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
 addEventListener("hashchange", readHash);

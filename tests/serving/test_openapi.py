@@ -1,0 +1,49 @@
+"""What /openapi.json and docs/api.md promise, compared with what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from engine.serving import refusals
+from engine.serving.api import create_app
+from engine.serving.page import FILES
+from engine.serving.service import QueryService
+from engine.settings import Settings
+from tests.serving.parts import ask, make_snapshot, open_service
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
+
+
+async def test_every_route_is_described_with_its_answers_and_errors(tmp_path: Path):
+    app = create_app(QueryService(Settings(data_dir=tmp_path, broker_port=1)))
+
+    described = (await ask(app, "GET", "/openapi.json")).json["paths"]
+
+    routed = {(route.path, method.lower()) for route in app.routes for method in route.methods - {"HEAD"}}
+    routed -= {(path, "get") for path in (*FILES, "/openapi.json")}
+    assert {(path, method) for path, methods in described.items() for method in methods} == routed
+    for methods in described.values():
+        for each in methods.values():
+            assert each["summary"]
+            assert each["responses"]["200"]["description"]
+
+
+async def test_an_answer_has_the_fields_that_are_described(tmp_path: Path):
+    with open_service(tmp_path, snapshot=make_snapshot()) as service:
+        described = (await ask(service, "GET", "/openapi.json")).json["paths"]["/v1/users/{user_id}/recall"]["get"]
+        answered = (await ask(service, "GET", "/v1/users/u1/recall?explain=true")).json
+
+    schema = described["responses"]["200"]["content"]["application/json"]["schema"]
+    assert set(schema["required"]) | {"interests", "window"} == set(schema["properties"]) == set(answered)
+
+
+def test_every_route_and_error_code_is_documented(tmp_path: Path):
+    app = create_app(QueryService(Settings(data_dir=tmp_path, broker_port=1)))
+    document = DOCUMENT.read_text()
+    source = "".join((Path(refusals.__file__).parent / name).read_text() for name in ("refusals.py", "queries.py"))
+
+    codes = set(re.findall(r"Refusal\(\s*\d+,\s*\"([a-z_]+)\"", source))
+
+    assert {route.path for route in app.routes if route.path not in FILES and route.path not in document} == set()
+    assert {code for code in codes if f"`{code}`" not in document} == set()
