@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 Order = tuple[int, bytes]
 MAX_DEPTH = 32
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 TWENTY_YEARS_MS = 20 * 366 * 86_400_000
 """A number that is a time within so long before its record, when read as seconds, is in seconds."""
 
@@ -81,6 +83,7 @@ def read_click(entry: Entry, rules: Rules) -> Click:
     return click
 
 
+@lru_cache(maxsize=100_000)
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the partition that Kafka's default partitioner gives *key*: murmur2 (Appleby), its sign bit cleared."""
     return (_murmur2(key) & 0x7FFFFFFF) % partitions
@@ -123,14 +126,16 @@ def _read_object(value: bytes, rules: Rules) -> dict[str, Any]:
 
 def _check_depth(read: dict[str, Any]) -> None:
     level: list[Any] = [read]
-    for _ in range(MAX_DEPTH):
+    depth = 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise Refused(f"it nests deeper than {MAX_DEPTH} levels")
         inside = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
         for text in [*inside, *(key for node in level if isinstance(node, dict) for key in node)]:
             if isinstance(text, str):
                 _utf8(text)
         level = [child for child in inside if isinstance(child, dict | list)]
-    if level:
-        raise Refused(f"it nests deeper than {MAX_DEPTH} levels")
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,7 +163,7 @@ def _text(value: object, name: str, *, longest: int, may_be_blank: bool = False)
         raise Refused(f"{name} is missing or no string")
     if len(_utf8(value)) > longest:
         raise Refused(f"{name} is longer than {longest} bytes")
-    if any(unicodedata.category(letter) == "Cc" for letter in value):
+    if CONTROL.search(value):
         raise Refused(f"{name} holds a control character")
     if not may_be_blank and not value.strip():
         raise Refused(f"{name} is blank")
