@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
 
 import structlog
 
 from engine import metrics
 from engine.catalog import Catalog
-from engine.errors import ConfigError, LogError
+from engine.errors import ConfigError, LogError, StoreBusy
 from engine.hotswap import HotSwap
 from engine.log import Publisher, topic_epoch, wait_for_broker
 from engine.refresh import RefreshLoop
@@ -61,10 +63,12 @@ async def _run_until_signal(settings: Settings) -> None:
 async def _run(settings: Settings) -> None:
     """Start every part, and wait until one of them fails; stop them in the order that loses nothing."""
     _listen(settings)
+    log.info("engine_waits_for_broker", bootstrap_servers=settings.bootstrap_servers)
     await wait_for_broker(settings, BROKER_WITHIN_S)
     epoch = await topic_epoch(settings, "clicks")
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as parts:
+        parts.enter_context(_own(settings.data_dir / "engine"))
         publisher = Publisher(settings)
         parts.push_async_callback(publisher.stop)
         await publisher.start()
@@ -83,6 +87,22 @@ async def _run(settings: Settings) -> None:
         parts.push_async_callback(_stop_faust, faust_app)
         log.info("engine_started", epoch=epoch.text, partitions=epoch.partitions, worker=faust_app.worker_id)
         await _first_failure(_run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), failure)
+
+
+@contextlib.contextmanager
+def _own(directory: Path) -> Iterator[None]:
+    """Keep every other engine out of *directory*; the lock goes with the process, however it ends.
+
+    Raises:
+        StoreBusy: another engine has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreBusy(directory) from error
+        yield
 
 
 def _listen(settings: Settings) -> None:

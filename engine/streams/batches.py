@@ -16,7 +16,8 @@ Faust and aiokafka are pinned exactly; `tests/streams/test_batches.py` fails by 
 from __future__ import annotations
 
 import asyncio
-import uuid
+import hashlib
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -292,7 +293,7 @@ class FaustApp(faust.App):
 
     def __init__(self, settings: Settings, intake: Intake) -> None:
         self.settings, self.intake = settings, intake
-        self.worker_id = _worker_id(settings)
+        self.worker_id = worker_id(settings)
         super().__init__(
             settings.consumer_group,
             broker=f"kafka://{settings.bootstrap_servers.replace(',', ';kafka://')}",
@@ -324,10 +325,11 @@ class FaustApp(faust.App):
         return _BatchTransport(self.conf.broker_consumer, self)
 
 
-def _worker_id(settings: Settings) -> str:
-    """Return this data directory's name in the group, kept so that a restart takes its old place without a wait."""
-    path = settings.data_dir / "engine" / "worker-id"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex)
-    return f"{settings.consumer_group}-{path.read_text().strip()}"
+def worker_id(settings: Settings) -> str:
+    """Return this engine's name in the group, the same after a restart, so that it takes its old place without a wait.
+
+    Made of the machine and the data directory. Two engines of one name would take the partitions from each other for
+    ever; the lock on the data directory (`app`) keeps a second one out.
+    """
+    place = f"{socket.gethostname()}:{settings.data_dir.resolve()}"
+    return f"{settings.consumer_group}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.errors import StoreBusy
+from engine.streams import app
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that nobody listens on, for as long as the test runs."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
+def start_engine(data_dir: Path, broker_port: int, **environment: str) -> subprocess.Popen[bytes]:
+    places = {"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{broker_port}", "MINDSTREAM_DATA_DIR": str(data_dir)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "engine.cli", "engine"],
+        env=os.environ | places | {"MINDSTREAM_ENGINE_METRICS_PORT": "0"} | environment,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_engine_that_still_waits_for_the_broker(
+    tmp_path: Path, silent_port: int, number: signal.Signals
+) -> None:
+    with start_engine(tmp_path, silent_port) as engine:
+        assert engine.stderr is not None
+        while b"engine_waits_for_broker" not in engine.stderr.readline():
+            assert engine.poll() is None
+        began_s = time.monotonic()
+
+        engine.send_signal(number)
+
+        assert engine.wait(timeout=30) == 0
+        assert time.monotonic() - began_s < 15, "an engine stops within seconds"
+
+
+def test_a_metrics_port_in_use_is_named(tmp_path: Path, silent_port: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with start_engine(tmp_path, silent_port, MINDSTREAM_ENGINE_METRICS_PORT=port) as engine:
+            assert engine.stderr is not None
+            said = engine.stderr.read().decode()
+
+            assert engine.wait(timeout=60) == 2
+    assert f"MINDSTREAM_ENGINE_METRICS_PORT must be a free port, or 0 for none, got {port}" in said
+
+
+def test_a_second_engine_is_kept_out_of_a_data_directory(tmp_path: Path) -> None:
+    with app._own(tmp_path), pytest.raises(StoreBusy, match="MINDSTREAM_DATA_DIR"), app._own(tmp_path):
+        pass
+
+    with app._own(tmp_path):
+        pass
+
+
+async def test_the_first_part_that_fails_ends_the_others_and_names_itself() -> None:
+    canceled = asyncio.Event()
+
+    async def runs() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            canceled.set()
+
+    async def fails() -> None:
+        raise StoreBusy("here")
+
+    with pytest.raises(StoreBusy):
+        await app._first_failure(runs(), fails())
+
+    assert canceled.is_set()
