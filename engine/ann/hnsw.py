@@ -33,6 +33,8 @@ M = 16
 """Neighbors of an item on the upper levels, twice as many on the lowest."""
 EF_CONSTRUCTION = 200
 """Candidates kept while a neighbor list is made; higher builds a better graph, slower."""
+EF_PER_ITEM = 1.5
+"""A search keeps at least so many candidates for each item it asks for: with one, the far end of an answer is poor."""
 DETERMINISTIC_ITEMS = 20_000
 """Up to so many items one thread builds the graph, so that the same vectors give the same file."""
 
@@ -154,7 +156,7 @@ class HnswIndex:
 
     @property
     def ef(self) -> int:
-        """Candidates kept while searching; never fewer than a search has asked for."""
+        """Candidates kept while searching; never fewer than `EF_PER_ITEM` for each item a search has asked for."""
         return self._ef
 
     def widen(self, ef: int) -> None:
@@ -171,7 +173,7 @@ class HnswIndex:
         width = min(k, self.size)
         if not len(queries) or not width:
             return rows, scores
-        self.widen(width)
+        self.widen(int(width * EF_PER_ITEM))
         rows[:, :width] = self._candidates(queries, width)
         rows[~finite] = NO_ROW
         return rank(self.vectors, queries, rows)

@@ -86,7 +86,7 @@ def test_asking_for_more_widens_the_search():
 
     index.search(clustered(1, seed=4), 300)
 
-    assert index.ef == 300
+    assert index.ef == 450
 
 
 def test_many_threads_may_search_at_once():
