@@ -21,7 +21,7 @@ from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork, WindowTensors, attend
-from trainer.negatives import FULL_SOFTMAX_ITEMS, draw_negatives, full_softmax_loss, sampled_softmax_loss, served_softmax_loss
+from trainer.negatives import FULL_SOFTMAX_ITEMS, draw_negatives, full_softmax_loss, sampled_softmax_loss
 from trainer.samples import ClickLog, Samples, build_samples, build_vocabulary, cut_windows, field_rows
 from trainer.start import start_items
 
@@ -35,7 +35,7 @@ class TrainOptions:
 
     batch_size: int = 512
     """Samples of one step."""
-    epochs: float = 4.0
+    epochs: float = 1.0
     """Passes over the samples."""
     max_seconds: float = 75.0
     """Wall time of the steps; fewer are made where they would not fit."""
@@ -43,16 +43,18 @@ class TrainOptions:
     """Threads of torch."""
     seed: int = 7
     device: str = "cpu"
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak, after the warm-up."""
     warmup_share: float = 0.03
     """Share of the steps in which the rate rises."""
     final_rate_share: float = 0.01
     """Share of the peak that the rate ends at."""
     weight_decay: float = 0.0
-    served: bool = False
     start_from_cooccurrence: bool = True
     """Start item vectors from a truncated SVD of who clicked what; False: at random."""
+    label_aware: bool = False
+    """Score negatives with the vector that attention made for the target, as the paper does; False: every item by its
+    best interest, as lists are ranked."""
     horizon: int = 50
     """The target is drawn from the next so many clicks after the window."""
     novel_targets: bool = True
@@ -233,14 +235,15 @@ class _Steps:
         wanted = self._places(rows, targets)
         target_vectors = functional.embedding(wanted, table)
         used = torch.from_numpy(np.arange(vectors.shape[1]) < windows.counts[:, None]).to(self._device)  # (B, K)
-        if self._options.served:
-            return served_softmax_loss(vectors, used, table, wanted)
-        users = attend(vectors, used, target_vectors, power=self._network.config.attention_power)
+        if self._options.label_aware:
+            chosen = attend(vectors, used, target_vectors, power=self._network.config.attention_power)
+            vectors, used = chosen.unsqueeze(1), used[:, :1]
         if not self._negatives:
-            return full_softmax_loss(users, table, wanted)
+            return full_softmax_loss(vectors, used, table, wanted)
         drawn = self._places(rows, negatives)
         return sampled_softmax_loss(
-            users,
+            vectors,
+            used,
             target_vectors,
             functional.embedding(drawn, table),
             targets=wanted,

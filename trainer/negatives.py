@@ -17,32 +17,27 @@ FULL_SOFTMAX_ITEMS = 8_192
 """Up to this many items every one of them is a negative: exact, and as cheap as sampling."""
 
 
-def served_softmax_loss(interests: Tensor, used: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the targets among all items, each scored by its best interest as in serving.
+def full_softmax_loss(interests: Tensor, used: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the targets among all items, each scored by its best interest.
 
     Args:
-        interests: (B, K, D) float32.
+        interests: (B, K, D) float32; one slot where label-aware attention made one vector of them.
         used: (B, K) bool, at least one True in each row.
         items: (N + 1, D) float32 item vectors; row 0 is padding and no candidate.
         targets: (B,) int64 rows of *items*.
     """
-    scores = (interests @ items[1:].T).masked_fill(~used.unsqueeze(-1), -torch.inf)  # (B, K, N)
-    return functional.cross_entropy(scores.amax(dim=1), targets - 1)
-
-
-def full_softmax_loss(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the targets among all items.
-
-    Args:
-        users: (B, D) float32 user vectors.
-        items: (N + 1, D) float32 item vectors; row 0 is padding and no candidate.
-        targets: (B,) int64 rows of *items*.
-    """
-    return functional.cross_entropy(users @ items[1:].T, targets - 1)
+    return functional.cross_entropy(best_scores(interests, used, items[1:]), targets - 1)
 
 
 def sampled_softmax_loss(
-    users: Tensor, target_vectors: Tensor, negative_vectors: Tensor, *, targets: Tensor, negatives: Tensor, items: int
+    interests: Tensor,
+    used: Tensor,
+    target_vectors: Tensor,
+    negative_vectors: Tensor,
+    *,
+    targets: Tensor,
+    negatives: Tensor,
+    items: int,
 ) -> Tensor:
     """Return the mean cross-entropy of the targets among M negatives that stand for all other items.
 
@@ -50,7 +45,8 @@ def sampled_softmax_loss(
     one that is the row's own target counts nothing.
 
     Args:
-        users: (B, D) float32 user vectors.
+        interests: (B, K, D) float32, as in `full_softmax_loss`.
+        used: (B, K) bool.
         target_vectors: (B, D) float32.
         negative_vectors: (M, D) float32, shared by the batch.
         targets: (B,) int64 item rows.
@@ -59,10 +55,19 @@ def sampled_softmax_loss(
     """
     correction = math.log(max(items - 1, 1) / len(negatives))
     hits = targets.unsqueeze(1) == negatives.unsqueeze(0)  # (B, M)
-    others = (users @ negative_vectors.T + correction).masked_fill(hits, -torch.inf)
-    own = (users * target_vectors).sum(dim=-1, keepdim=True)
-    first = torch.zeros(len(users), dtype=torch.int64, device=users.device)
+    others = (best_scores(interests, used, negative_vectors) + correction).masked_fill(hits, -torch.inf)
+    own = torch.bmm(interests, target_vectors.unsqueeze(-1)).squeeze(-1)  # (B, K)
+    own = own.masked_fill(~used, -torch.inf).amax(dim=1, keepdim=True)
+    first = torch.zeros(len(interests), dtype=torch.int64, device=interests.device)
     return functional.cross_entropy(torch.cat([own, others], dim=1), first)
+
+
+def best_scores(interests: Tensor, used: Tensor, items: Tensor) -> Tensor:
+    """Return the (B, M) scores of (M, D) items by the best interest in use, which is how lists are ranked."""
+    scores = interests @ items.T  # (B, K, M)
+    if scores.shape[1] == 1:
+        return scores.squeeze(1)
+    return scores.masked_fill(~used.unsqueeze(-1), -torch.inf).amax(dim=1)
 
 
 def draw_negatives(generator: np.random.Generator, *, items: int, count: int) -> np.ndarray:

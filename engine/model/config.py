@@ -44,7 +44,7 @@ class MindConfig:
     """Routing iterations; only the last one has gradients."""
     accumulate_logits: bool = False
     """Add each round's agreement to the routing logits (most public code) instead of assigning it (the paper)."""
-    agreement_scale: float = 1.0
+    agreement_scale: float = 30.0
     """Factor on the agreement of behavior and capsule: 1 is the paper's, more separates the interests."""
     dynamic_interests: bool = True
     """Use max(1, min(K, floor(log2 n))) interests for a window of n distinct items; False: always K."""

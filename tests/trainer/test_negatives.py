@@ -5,14 +5,17 @@ import math
 import numpy as np
 import torch
 
-from trainer.negatives import draw_negatives, full_softmax_loss, sampled_softmax_loss
+from trainer.negatives import best_scores, draw_negatives, full_softmax_loss, sampled_softmax_loss
+
+ONE = torch.tensor([[True]])
+"""One interest, in use."""
 
 
 def test_the_full_loss_leaves_the_padding_row_out() -> None:
-    users = torch.tensor([[1.0, 0.0]])
+    users = torch.tensor([[[1.0, 0.0]]])
     items = torch.tensor([[99.0, 99.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
 
-    loss = full_softmax_loss(users, items, torch.tensor([2]))
+    loss = full_softmax_loss(users, ONE, items, torch.tensor([2]))
 
     assert math.isclose(loss.item(), math.log(math.e + 1.0 + math.exp(-1.0)), rel_tol=1e-6)
 
@@ -20,33 +23,33 @@ def test_the_full_loss_leaves_the_padding_row_out() -> None:
 def test_the_sampled_loss_with_every_other_item_once_is_the_full_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     items = torch.randn(6, 4, generator=generator)
-    users = torch.randn(1, 4, generator=generator)
+    users = torch.randn(1, 1, 4, generator=generator)
     others = torch.tensor([1, 2, 4, 5])
 
     sampled = sampled_softmax_loss(
-        users, items[[3]], items[others], targets=torch.tensor([3]), negatives=others, items=5
+        users, ONE, items[[3]], items[others], targets=torch.tensor([3]), negatives=others, items=5
     )
 
-    assert math.isclose(sampled.item(), full_softmax_loss(users, items, torch.tensor([3])).item(), rel_tol=1e-5)
+    assert math.isclose(sampled.item(), full_softmax_loss(users, ONE, items, torch.tensor([3])).item(), rel_tol=1e-5)
 
 
 def test_the_correction_makes_few_negatives_stand_for_all() -> None:
     # All items alike: the full loss is log N, and with the correction any sample says the same.
-    users, vector = torch.ones(1, 2), torch.ones(1, 2)
+    users, vector = torch.ones(1, 1, 2), torch.ones(1, 2)
 
     loss = sampled_softmax_loss(
-        users, vector, vector.expand(10, 2), targets=torch.tensor([1]), negatives=torch.arange(2, 12), items=1_000
+        users, ONE, vector, vector.expand(10, 2), targets=torch.tensor([1]), negatives=torch.arange(2, 12), items=1_000
     )
 
     assert math.isclose(loss.item(), math.log(1_000), rel_tol=1e-5)
 
 
 def test_an_accidental_hit_counts_nothing() -> None:
-    users = torch.tensor([[2.0]])
+    users = torch.tensor([[[2.0]]])
     vectors = torch.tensor([[1.0], [0.5]])
 
     loss = sampled_softmax_loss(
-        users, vectors[:1], vectors, targets=torch.tensor([1]), negatives=torch.tensor([1, 2]), items=3
+        users, ONE, vectors[:1], vectors, targets=torch.tensor([1]), negatives=torch.tensor([1, 2]), items=3
     )
 
     # items - 1 = 2 others over 2 negatives: a correction of 0; only the second negative is left.
@@ -58,3 +61,27 @@ def test_negatives_are_uniform_and_never_padding() -> None:
 
     shares = np.bincount(drawn, minlength=6) / 50_000
     np.testing.assert_allclose(shares, [0.0, 0.2, 0.2, 0.2, 0.2, 0.2], atol=0.01)
+
+
+def test_every_item_is_scored_by_its_best_interest_in_use() -> None:
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]])
+    items = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+
+    scores = best_scores(interests, torch.tensor([[True, True, False]]), items)
+
+    assert scores.tolist() == [[1.0, 2.0, -1.0]]
+
+
+def test_the_sampled_loss_scores_the_target_by_its_best_interest_too() -> None:
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    items = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    used = torch.tensor([[True, True]])
+
+    sampled = sampled_softmax_loss(
+        interests, used, items[[2]], items[[1]], targets=torch.tensor([2]), negatives=torch.tensor([1]), items=2
+    )
+
+    assert math.isclose(sampled.item(), math.log(1 + math.exp(1.0 - 2.0)), rel_tol=1e-6)
+    assert math.isclose(
+        sampled.item(), full_softmax_loss(interests, used, items, torch.tensor([2])).item(), rel_tol=1e-6
+    )
