@@ -16,6 +16,7 @@ from typing import Any
 
 import kafka
 import numpy as np
+import structlog
 from kafka.errors import KafkaError
 
 from engine.ann.hnsw import HnswIndex
@@ -31,6 +32,8 @@ from trainer.popular import PopularItems
 TOPIC = "models"
 MODEL_KEY = b"model"
 ACKNOWLEDGE_S = 30.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def prepare(
 
 
 def publish(settings: Settings, parts: VersionParts, *, now_ms: int) -> Announced:
-    """Write *parts* to the registry as the next version and announce it.
+    """Write *parts* to the registry as the next version, announce it, and delete versions beyond `keep_versions`.
 
     Raises:
         ModelError: the parts don't fit together, aren't finite, or the registry can't be written.
@@ -107,7 +110,12 @@ def publish(settings: Settings, parts: VersionParts, *, now_ms: int) -> Announce
     """
     registry = Registry(settings.registry)
     version = registry.publish(parts, created_at_ms=now_ms)
-    return announce(settings, registry, version, now_ms=now_ms)
+    announced = announce(settings, registry, version, now_ms=now_ms)
+    # The parent serves until every engine has swapped, and is what a rollback goes back to.
+    deleted = registry.prune(keep_last=settings.keep_versions, keep=[str(parts.manifest.get("parent"))])
+    if deleted:
+        log.info("versions_deleted", versions=deleted)
+    return announced
 
 
 def publish_version_zero(settings: Settings, popular: PopularItems, *, now_ms: int) -> Announced:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -95,6 +96,18 @@ def test_promoting_an_older_version_makes_it_current_again(settings: Settings):
         ("0001", True, 0.2),
         ("0002", False, 0.2),
     ]
+
+
+@pytest.mark.kafka
+def test_publishing_deletes_old_versions_but_version_zero_and_the_parent(settings: Settings):
+    tight = settings.model_copy(update={"keep_versions": 2})
+    publish_version_zero(tight, POPULAR, now_ms=NOON_MS)
+    for _ in range(3):
+        publish(tight, parts_of(), now_ms=NOON_MS)
+
+    publish(tight, dataclasses.replace(parts_of(), manifest={"parent": "0002"}), now_ms=NOON_MS)
+
+    assert Registry(settings.registry).list_versions() == ["0000", "0002", "0003", "0004"]
 
 
 @pytest.mark.kafka
