@@ -20,7 +20,7 @@ import structlog
 from kafka.errors import KafkaError
 
 from engine.ann.hnsw import HnswIndex
-from engine.errors import LogError, UnknownVersion
+from engine.errors import LogError, RegistryUnusable, UnknownVersion
 from engine.events import ItemEvent
 from engine.model import InterestModel
 from engine.model.parts import VersionParts
@@ -112,10 +112,18 @@ def publish(settings: Settings, parts: VersionParts, *, now_ms: int) -> Announce
     version = registry.publish(parts, created_at_ms=now_ms)
     announced = announce(settings, registry, version, now_ms=now_ms)
     # The parent serves until every engine has swapped, and is what a rollback goes back to.
-    deleted = registry.prune(keep_last=settings.keep_versions, keep=[str(parts.manifest.get("parent"))])
+    _prune(registry, keep_last=settings.keep_versions, parent=str(parts.manifest.get("parent")))
+    return announced
+
+
+def _prune(registry: Registry, *, keep_last: int, parent: str) -> None:
+    try:
+        deleted = registry.prune(keep_last=keep_last, keep=[parent])
+    except RegistryUnusable as error:
+        log.warning("old_versions_kept", problem=str(error))  # the new one is announced: the run succeeded
+        return
     if deleted:
         log.info("versions_deleted", versions=deleted)
-    return announced
 
 
 def publish_version_zero(settings: Settings, popular: PopularItems, *, now_ms: int) -> Announced:
