@@ -182,6 +182,12 @@ def test_command_exits_with_1_and_names_the_difference_but_not_the_user(
     assert f"'{gone['user_id']}'" not in lossy.stdout
 
 
+def test_empty_log_and_no_windows_are_equal(settings: Settings):
+    report = audit(settings, windows=[])
+
+    assert (report.ok, report.users, sum(report.logged.values())) == (True, 0, 0)
+
+
 def test_topic_that_is_missing_is_named(broker: Settings, tmp_path: Path):
     with pytest.raises(LogError, match="nowhere-clicks does not exist"):
         audit(broker.model_copy(update={"topic_prefix": "nowhere-", "data_dir": tmp_path}), windows=[])

@@ -48,6 +48,8 @@ class Topic:
         """Yield every record, each partition in offset order."""
         with _client(self._settings, self._name) as consumer:
             left = {p for p in _partitions(consumer, self._name) if self.starts[p.partition] < self.ends[p.partition]}
+            if not left:
+                return
             consumer.assign(sorted(left))
             consumer.seek_to_beginning()
             moved_at = time.monotonic()
