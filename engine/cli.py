@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,15 @@ DataPath = Annotated[
 UserColumn = Annotated[str | None, typer.Option(help="Column with the user id, in a CSV, TSV or Parquet file.")]
 ItemColumn = Annotated[str | None, typer.Option(help="Column with the item id.")]
 TimeColumn = Annotated[str | None, typer.Option(help="Column with the event time.")]
+
+
+class TimeUnit(StrEnum):
+    """What a time column counts in."""
+
+    AUTO = "auto"
+    SECONDS = "s"
+    MILLISECONDS = "ms"
+    ISO = "iso"
 
 
 def main() -> None:
@@ -180,6 +190,12 @@ def replay(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
+    time_unit: Annotated[TimeUnit, typer.Option(help="Unit of the time column.")] = TimeUnit.AUTO,
+    event_type_column: Annotated[str | None, typer.Option(help="Column with the event type.")] = None,
+    weight_column: Annotated[str | None, typer.Option(help="Column with the weight.")] = None,
+    profile_column: Annotated[list[str] | None, typer.Option(help="Column of the profile; repeatable.")] = None,
+    title_column: Annotated[str | None, typer.Option(help="Column with the item's title.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column with the item's category.")] = None,
 ) -> None:
     """Send a data set, or the simulated shop, into `clicks` and `items`."""
     from engine.replay import run_replay
@@ -196,6 +212,12 @@ def replay(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        time_unit=time_unit.value,
+        event_type_column=event_type_column,
+        weight_column=weight_column,
+        profile_columns=profile_column or (),
+        title_column=title_column,
+        category_column=category_column,
     )
 
 
@@ -276,9 +298,9 @@ def redrive_letters(
 @data.command("fetch")
 def fetch(name: Annotated[str, typer.Argument(help="online-retail")]) -> None:
     """Download a public data set to the cache directory and print where it lies."""
-    from engine.sources.fetch import fetch_data
+    from engine.sources.fetch import run_fetch
 
-    _show(str(fetch_data(_settings("data"), name)))
+    run_fetch(_settings("data"), name)
 
 
 @topics.command("create")

@@ -60,7 +60,7 @@ def run_up(settings: Settings, options: UpOptions) -> int:
         SourceError: the data can't be read.
     """
     console = Console()
-    source = open_source(options.data_path)
+    source = open_source(options.data_path, seed=settings.seed)
     settings = claim_data_dir(settings, source, console)
     check_start(settings)
     console.print(describe_source(source))
