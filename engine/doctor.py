@@ -23,8 +23,8 @@ from pathlib import Path
 from engine.errors import EngineError, LogError, SetupError
 from engine.log import topic_epoch, wait_for_broker
 from engine.settings import PREFIX, Settings
+from engine.streams.broker_host import find_java
 from engine.streams.broker_jars import KAFKA_VERSION, has_jars
-from engine.streams.local_broker import find_java
 from engine.streams.topics import describe_topics
 
 OLDEST_PYTHON = (3, 11)

@@ -83,15 +83,16 @@ async def client(settings: Settings) -> AsyncIterator[Any]:
 
 
 @contextlib.asynccontextmanager
-async def consumer(settings: Settings, **options: Any) -> AsyncIterator[Any]:
+async def consumer(settings: Settings) -> AsyncIterator[Any]:
     """Connect a consumer without a group; it commits nothing and never resets a position by itself."""
     connection = AIOKafkaConsumer(
         **settings.kafka_client_options(),
-        **options,
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",
         isolation_level="read_committed",
+        # Data ends a fetch at once; waits of 20 to 500 ms gave the same delay, and short ones keep an idle broker busy.
+        fetch_max_wait_ms=500,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
     )
     try:

@@ -125,9 +125,7 @@ class Follower:
     async def _follow(self) -> None:
         epoch = await read_epoch(self._settings, self._topic)
         self._check_epoch(epoch)
-        # One fetch is on its way at a time, and a partition just read waits for the others' to return.
-        wait_ms = 50 if epoch.partitions > 1 else 500
-        async with consumer(self._settings, fetch_max_wait_ms=wait_ms) as reader:
+        async with consumer(self._settings) as reader:
             partitions = [TopicPartition(self._topic, number) for number in range(epoch.partitions)]
             reader.assign(partitions)
             await self._seek(reader, partitions)

@@ -17,8 +17,10 @@ import pytest
 from engine.errors import SetupError
 from engine.log import Admin, Message, Position, Publisher, topic_epoch, wait_for_broker
 from engine.settings import Settings
+from engine.streams.broker_config import ports_of
+from engine.streams.broker_host import find_java
 from engine.streams.broker_jars import JARS, fetch_jars
-from engine.streams.local_broker import LocalBroker, find_java, ports_of
+from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics, describe_topics
 from tests.conftest import free_port
 
