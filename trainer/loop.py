@@ -21,7 +21,7 @@ from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork, WindowTensors, attend
-from trainer.negatives import FULL_SOFTMAX_ITEMS, draw_negatives, full_softmax_loss, sampled_softmax_loss
+from trainer.negatives import FULL_SOFTMAX_ITEMS, NEGATIVES, draw_negatives, full_softmax_loss, sampled_softmax_loss
 from trainer.samples import ClickLog, Samples, build_samples, build_vocabulary, cut_windows, field_rows
 from trainer.start import start_items
 
@@ -60,7 +60,7 @@ class TrainOptions:
     novel_targets: bool = True
     """Learn only targets that are not in their window, since lists leave seen items out."""
     negatives: int | None = None
-    """Uniform negatives a step; None takes 2,048, or every item where there are at most 8,192."""
+    """Uniform negatives a step; None takes 1,024, or every item where there are at most 2,048."""
     behavior_dropout: float = 0.2
     """Share of the numbers of behavior vectors set to 0."""
     click_dropout: float = 0.2
@@ -186,7 +186,7 @@ class _Steps:
         self._network, self._samples, self._options = network, samples, options
         self._random = np.random.default_rng(options.seed)
         self._items = network.item_ids.num_embeddings - 1
-        self._negatives = options.negatives or (0 if self._items <= FULL_SOFTMAX_ITEMS else 2_048)
+        self._negatives = options.negatives or (0 if self._items <= FULL_SOFTMAX_ITEMS else NEGATIVES)
         self._device = network.item_ids.weight.device
         self._ends = np.append(samples.starts[1:], len(samples.rows))[samples.users]
         self._order = np.zeros(0, dtype=np.int64)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-FULL_SOFTMAX_ITEMS = 8_192
+FULL_SOFTMAX_ITEMS = 2_048
 """Up to this many items every one of them is a negative: exact, and as cheap as sampling."""
+NEGATIVES = 1_024
+"""Uniform negatives of a step in larger catalogs."""
 
 
 def full_softmax_loss(interests: Tensor, used: Tensor, items: Tensor, targets: Tensor) -> Tensor:
