@@ -165,10 +165,13 @@ def train(
     """Train on the click log, evaluate on its latest clicks, publish a model version."""
     from trainer.run import run_training
 
+    if since and last:
+        raise ConfigError("--since", got=since, expected="given without --last")
     run_training(
         _settings("trainer"),
         every_s=duration_s(every) if every else None,
-        since_ms=_since_ms(since, last),
+        since_ms=_since_ms(since),
+        last_s=duration_s(last) if last else None,
         version_zero_only=version_zero,
         force=force,
     )
@@ -355,19 +358,14 @@ def promote_version(version: Annotated[str, typer.Argument(help="For example 000
     _show(f"version {announced.model_version} is current, activation {announced.activation}")
 
 
-def _since_ms(since: str | None, last: str | None) -> int | None:
-    if since and last:
-        raise ConfigError("--since", got=since, expected="given without --last")
-    now_ms = int(datetime.now(UTC).timestamp() * 1000)
-    if last:
-        return now_ms - int(duration_s(last) * 1000)
-    if since:
-        try:
-            moment = datetime.fromisoformat(since)
-        except ValueError as error:
-            raise ConfigError("--since", got=since, expected="a time such as 2026-01-31T12:00") from error
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    return None
+def _since_ms(since: str | None) -> int | None:
+    if since is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(since)
+    except ValueError as error:
+        raise ConfigError("--since", got=since, expected="a time such as 2026-01-31T12:00") from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def duration_s(text: str) -> float:

@@ -34,8 +34,9 @@ from engine.summary import OBSERVE_EVERY_S, Measured, observe, service_address, 
 
 LIVE_SHARE = 0.05
 """Share of the events, the latest, that is held back and sent as live traffic."""
-LIVE_PHASE_S = 60.0
-"""How long live traffic runs before the freshness of a run that ends by itself is read."""
+LIVE_PHASE_S = 63.0
+"""How long live traffic runs before its freshness is read: the minute that the query service looks back on, and a
+little more, so that the last of the backlog is not in it."""
 TRAINER_NICENESS = 10
 """The trainer yields the cores to the click's way."""
 
