@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from engine.events import ItemEvent
+from engine.serving.server import listen
 from engine.settings import Settings
 from tests.builders import NOON_MS
 from tests.conftest import free_port
@@ -245,3 +246,14 @@ def test_items_and_lists_published_before_the_start_are_served(live: LiveService
         return json.loads(live.get("/v1/users/starter/recall").text)["items"]
 
     live.wait_until(lambda: [item.get("title") for item in served()] == ["Early bird"], what="title and list")
+
+
+def test_answers_are_not_held_back_for_more_to_send():
+    settings = Settings(serve_port=free_port())
+
+    with listen(settings) as listener, socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        # What asyncio looks at before it sets TCP_NODELAY on an accepted connection.
+        assert (accepted.proto, listener.proto) == (socket.IPPROTO_TCP, socket.IPPROTO_TCP)
+        accepted.close()
