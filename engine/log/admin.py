@@ -10,6 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from engine.log.connection import REQUEST_TIMEOUT_MS, raise_for, translated
+from engine.log.epoch import wait_until_visible
 from engine.settings import Settings
 
 
@@ -70,8 +71,7 @@ class Admin:
         # The controller has it; the brokers that answer clients learn of it a moment later.
         with translated(topic):
             async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                while topic not in await self.partitions():
-                    await asyncio.sleep(0.02)
+                await wait_until_visible(self._settings, topic)
         return True
 
     async def delete(self, topics: Sequence[str]) -> None:

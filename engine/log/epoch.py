@@ -66,7 +66,22 @@ async def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
 async def read_epoch(settings: Settings, topic: str) -> Epoch:
     """Return the epoch of the topic with this full name; aiokafka's errors pass."""
     async with client(settings) as asking:
-        answer = await asking.send(asking.get_random_node(), _TopicRequest(topic))
+        return await _ask(asking, asking.get_random_node(), topic)
+
+
+async def wait_until_visible(settings: Settings, topic: str) -> None:
+    """Return once every broker of the cluster knows the topic with this full name; aiokafka's errors pass."""
+    async with client(settings) as asking:
+        for broker in asking.cluster.brokers():
+            while True:
+                with contextlib.suppress(UnknownTopicOrPartitionError):
+                    await _ask(asking, broker.nodeId, topic)
+                    break
+                await asyncio.sleep(0.02)
+
+
+async def _ask(asking: Any, broker: int, topic: str) -> Epoch:
+    answer = await asking.send(broker, _TopicRequest(topic))
     code, _, topic_id, _, partitions, *_ = answer.topics[0]
     if code:
         raise for_code(code)(topic)
