@@ -115,7 +115,8 @@ def _check_python() -> Check:
 
 def _check_libraries() -> Check:
     remedy = "`make setup` installs them; hnswlib is built on the machine that runs it"
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    # A loaded module is asked for first: Faust replaces itself by one without a spec.
+    missing = [name for name in LIBRARIES if name not in sys.modules and importlib.util.find_spec(name) is None]
     if missing:
         return Check("libraries", False, f"not installed: {', '.join(missing)}", remedy)
     code = f"import {', '.join(NATIVE_LIBRARIES)}"
