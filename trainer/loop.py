@@ -65,7 +65,7 @@ class TrainOptions:
     """Share of the numbers of behavior vectors set to 0."""
     click_dropout: float = 0.2
     """Share of a window's clicks left out."""
-    id_dropout: float = 0.0
+    id_dropout: float = 0.2
     """Share of items that a step knows by their fields alone, so that new items fit in."""
     profile_dropout: float = 0.1
     """Share of profiles taken as unknown, so that the unknown rows learn."""
