@@ -82,6 +82,16 @@ def _settings(role: str, **overrides: object) -> Settings:
     return settings
 
 
+def _on_cluster(role: str, **overrides: object) -> Settings:
+    """Return the settings of a command that talks to Kafka, unless a secured cluster refuses them."""
+    settings = _settings(role, **overrides)
+    if settings.kafka_security_protocol != "PLAINTEXT":
+        from engine.log import check_access
+
+        asyncio.run(check_access(settings))
+    return settings
+
+
 @app.command()
 def up(
     data_path: DataPath = None,
@@ -135,7 +145,7 @@ def engine() -> None:
     """Run one engine: clicks in, fresh recall lists out. More engines share the partitions."""
     from engine.streams.app import run_engine
 
-    run_engine(_settings("engine"))
+    run_engine(_on_cluster("engine"))
 
 
 @app.command()
@@ -146,7 +156,7 @@ def serve(
     """Run the query service and the page."""
     from engine.serving.server import run_server
 
-    run_server(_settings("serve", serve_host=host, serve_port=port))
+    run_server(_on_cluster("serve", serve_host=host, serve_port=port))
 
 
 @app.command()
@@ -168,7 +178,7 @@ def train(
     if since and last:
         raise ConfigError("--since", got=since, expected="given without --last")
     run_training(
-        _settings("trainer"),
+        _on_cluster("trainer"),
         every_s=duration_s(every) if every else None,
         since_ms=_since_ms(since),
         last_s=duration_s(last) if last else None,
@@ -201,10 +211,10 @@ def replay(
     category_column: Annotated[str | None, typer.Option(help="Column with the item's category.")] = None,
 ) -> None:
     """Send a data set, or the simulated shop, into `clicks` and `items`."""
-    from engine.replay import run_replay
+    from engine.sending import run_replay
 
     run_replay(
-        _settings("replay"),
+        _on_cluster("replay"),
         data_path,
         rate=rate,
         speed=speed,
@@ -251,9 +261,9 @@ def simulate(
     to_file: Annotated[Path | None, typer.Option(help="Write a CSV, TSV or Parquet file and send nothing.")] = None,
 ) -> None:
     """Send a simulated shop: made-up users with known interests, for trying things out."""
-    from engine.simulate import run_simulate
+    from engine.sending import run_simulate
 
-    settings = _settings("simulate")
+    settings = _settings("simulate") if to_file is not None else _on_cluster("simulate")
     if to_file is not None:
         run_simulate(settings, seed=seed, items=items, users=users, clicks=clicks, to_file=to_file)
         return
@@ -272,7 +282,7 @@ def audit(
     """Recompute every window from the log, with a decoder of its own, and name each difference."""
     from engine.audit import audit as run_audit
 
-    report = run_audit(_settings("audit"), windows=windows_file, show_ids=show_ids)
+    report = run_audit(_on_cluster("audit"), windows=windows_file, show_ids=show_ids)
     _show(json.dumps(report.as_dict(), indent=2) if as_json else "\n".join(report.lines()))
     raise typer.Exit(0 if report.ok else 1)
 
@@ -284,7 +294,7 @@ def list_letters(
     """Print dead letters as JSON lines: the reason, where the message was, and what it held (base64)."""
     from engine.streams.dead_letters import list_dead_letters
 
-    for letter in list_dead_letters(_settings("dead-letters"), limit=limit):
+    for letter in list_dead_letters(_on_cluster("dead-letters"), limit=limit):
         _show(json.dumps(letter, ensure_ascii=False))
 
 
@@ -295,7 +305,7 @@ def redrive_letters(
     """Send dead letters to `clicks` again, after what was wrong was mended."""
     from engine.streams.dead_letters import redrive
 
-    _show(json.dumps(redrive(_settings("dead-letters"), reason=reason)))
+    _show(json.dumps(redrive(_on_cluster("dead-letters"), reason=reason)))
 
 
 @data.command("fetch")
@@ -311,7 +321,7 @@ def create() -> None:
     """Create the topics that are missing; refuse where one differs from the contract."""
     from engine.streams.topics import create_topics
 
-    made = asyncio.run(create_topics(_settings("topics")))
+    made = asyncio.run(create_topics(_on_cluster("topics")))
     _show(f"created {', '.join(made)}" if made else "all topics exist")
 
 
@@ -320,7 +330,7 @@ def list_topics() -> None:
     """Show each topic, what it is for, and what differs."""
     from engine.streams.topics import describe_topics
 
-    rows = asyncio.run(describe_topics(_settings("topics")))
+    rows = asyncio.run(describe_topics(_on_cluster("topics")))
     for row in rows:
         state = "ok" if row.is_right else "; ".join(row.differences) or "missing"
         _show(f"{row.name}\t{row.partitions or 0} partitions\t{state}\t{row.purpose}")
@@ -343,7 +353,7 @@ def list_versions() -> None:
     """Show the published versions, the current one marked with a star."""
     from trainer.publish import list_models
 
-    for row in list_models(_settings("models")):
+    for row in list_models(_on_cluster("models")):
         made = datetime.fromtimestamp(row.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         judged = "-" if row.recall_at_50 is None else f"{row.recall_at_50:.4f} (popular {row.popular_recall_at_50:.4f})"
         _show(f"{'*' if row.is_current else ' '} {row.version}\t{made} UTC\t{row.items} items\tRecall@50 {judged}")
@@ -354,7 +364,7 @@ def promote_version(version: Annotated[str, typer.Argument(help="For example 000
     """Make a published version the current one; an older one is a rollback."""
     from trainer.publish import promote
 
-    announced = promote(_settings("models"), version, now_ms=int(datetime.now(UTC).timestamp() * 1000))
+    announced = promote(_on_cluster("models"), version, now_ms=int(datetime.now(UTC).timestamp() * 1000))
     _show(f"version {announced.model_version} is current, activation {announced.activation}")
 
 

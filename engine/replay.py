@@ -8,25 +8,22 @@ outage is waited out. Records carry the user id or the item id as key; partition
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Self, TypeVar
 
 import msgspec
 import structlog
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from engine.errors import LogError
 from engine.events import ClickEvent, ItemEvent, encode_click, encode_item
 from engine.log import Message, Publisher, topic_epoch, wait_for_broker
 from engine.settings import Settings
-from engine.sources import EventSource, open_source
+from engine.sources import ChangingCatalog, EventSource
 from engine.sources.pace import Ahead, Pace, check_pace
 from engine.sources.place import Place, identity_of, read_place, write_place
 
@@ -65,19 +62,6 @@ class ReplayReport:
     def clicks_per_s(self) -> float:
         """Acknowledged clicks per second, the waits included."""
         return self.clicks_sent / self.seconds if self.seconds > 0 else 0.0
-
-
-@runtime_checkable
-class ChangingCatalog(Protocol):
-    """A source whose catalog changes while the clicks flow."""
-
-    def opening_items(self) -> Iterable[ItemEvent]:
-        """Yield the catalog as it stands before the first click."""
-        ...
-
-    def item_changes(self) -> Iterable[tuple[int, ItemEvent]]:
-        """Yield arrivals and removals with their event times, in time order."""
-        ...
 
 
 async def replay(
@@ -330,97 +314,3 @@ class _Sender:
                 await publisher.stop()
             except LogError as error:
                 log.warning("replay_publisher_not_stopped", problem=str(error))
-
-
-def run_replay(
-    settings: Settings,
-    data_path: Path | None = None,
-    *,
-    rate: float | None = None,
-    speed: float | None = None,
-    first: int = 0,
-    last: int | None = None,
-    restamp: bool = False,
-    send_items: bool = True,
-    fresh: bool = False,
-    **columns: Any,
-) -> ReplayReport:
-    """Replay the data set at *data_path*, or the simulated shop, and tell what was sent.
-
-    Its place is kept in the data directory, one file per source.
-
-    Args:
-        settings: names the cluster, the topics and the data directory.
-        data_path: a folder or file that `open_source` reads; None is the simulated shop.
-        rate: clicks per second.
-        speed: event time runs this many times faster than the clock.
-        first: index of the first click.
-        last: index after the last click; None means to the end.
-        restamp: send each click as a new one of this moment.
-        send_items: send the catalog too.
-        fresh: begin anew instead of where the last replay stopped.
-        **columns: the column options of `open_source`.
-    """
-    source = open_source(data_path, seed=settings.seed, **columns)
-    resume_file = settings.data_dir / f"replay-{source.name}.json"
-    if fresh:
-        resume_file.unlink(missing_ok=True)
-    return send_with_bar(
-        settings,
-        source,
-        rate=rate,
-        speed=speed,
-        first=first,
-        last=last,
-        restamp=restamp,
-        send_items=send_items,
-        resume_file=resume_file,
-    )
-
-
-def send_with_bar(settings: Settings, source: EventSource, **options: Any) -> ReplayReport:
-    """Replay *source* with a progress bar until the end or Ctrl-C, and print what was sent.
-
-    *options* are those of `replay`. Ctrl-C ends it after the chunk in flight.
-    """
-    console = Console()
-    kind = "a simulated shop: no real person clicked here" if source.simulated else "real events"
-    console.print(f"Sending [bold]{source.name}[/bold] ({kind}), {source.click_count:,} clicks.", highlight=False)
-    if source.dropped:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items())
-        console.print(f"Left out of it: {dropped}.", highlight=False)
-    report = asyncio.run(_send(settings, source, console, options))
-    console.print(_told(report), highlight=False)
-    return report
-
-
-async def _send(settings: Settings, source: EventSource, console: Console, options: dict[str, Any]) -> ReplayReport:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    columns = (
-        TextColumn("Sending"),
-        BarColumn(),
-        TaskProgressColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f} clicks/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("send", total=None, rate=0.0)
-        return await replay(
-            settings,
-            source,
-            on_progress=lambda done, total, rate: bar.update(task, completed=done, total=total, rate=rate),
-            stop=stop,
-            **options,
-        )
-
-
-def _told(report: ReplayReport) -> str:
-    sent = f"{report.clicks_sent:,} clicks and {report.items_sent:,} items sent in {report.seconds:.1f} s"
-    outages = f", {report.outages} failed attempts made up for" if report.outages else ""
-    if report.finished:
-        return f"{sent}{outages}." if report.clicks_sent else "Everything was sent before; --fresh begins anew."
-    return f"{sent}{outages}; stopped before click {report.next_click:,}, the next run goes on there."

@@ -12,15 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
 
 from engine.errors import ConfigError
 from engine.events import ClickEvent, ItemEvent
-from engine.settings import Settings
 from engine.sources.simulated_catalog import make_catalog, make_themes
 from engine.sources.simulated_clicks import (
     AGE_BANDS,
@@ -208,45 +205,6 @@ def coverage(truth: Mapping[Key, int | None], clicks_by_interest: Mapping[int, S
         if votes and (len(votes) == 1 or votes[0][1] > votes[1][1]):
             covered[votes[0][0]] = True
     return covered
-
-
-def run_simulate(
-    settings: Settings,
-    *,
-    seed: int | None = None,
-    items: int = 4_000,
-    users: int = 3_000,
-    clicks: int = 120_000,
-    days: int = 56,
-    to_file: Path | None = None,
-    **options: Any,
-) -> None:
-    """Send a simulated shop, or write its clicks to a file, and say plainly that it is simulated.
-
-    Args:
-        settings: names the cluster; its seed is the shop's unless *seed* is given.
-        seed: the shop's seed.
-        items: size of the catalog.
-        users: how many users, bots included.
-        clicks: how many clicks in all.
-        days: how long the simulated time is.
-        to_file: a CSV, TSV or Parquet file to write instead of sending anything; the truth is not in it.
-        **options: those of `replay`: rate, speed, restamp, send_items, first, last.
-
-    Raises:
-        ConfigError: a size is out of range.
-        SourceError: the file can't be written.
-    """
-    # The shop itself needs no Kafka client and no table reader.
-    from engine.replay import send_with_bar
-    from engine.sources.table import write_clicks
-
-    shop = SimulatedShop(settings.seed if seed is None else seed, items=items, users=users, clicks=clicks, days=days)
-    if to_file is None:
-        send_with_bar(settings, shop, **options)
-        return
-    written = write_clicks(to_file, shop.clicks())
-    Console().print(f"{written:,} simulated clicks written to {to_file}; no real person clicked here.", highlight=False)
 
 
 def _user_id(row: int) -> str:

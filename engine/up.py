@@ -26,8 +26,9 @@ from engine.errors import SetupError
 from engine.log import wait_for_broker
 from engine.processes import Child, child_environment, stop_all
 from engine.replay import replay
+from engine.sending import choose_source
 from engine.settings import PREFIX, Settings
-from engine.sources import EventSource, open_source
+from engine.sources import EventSource
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from engine.summary import OBSERVE_EVERY_S, Measured, observe, service_address, show_summary, write_report
@@ -61,7 +62,7 @@ def run_up(settings: Settings, options: UpOptions) -> int:
         SourceError: the data can't be read.
     """
     console = Console()
-    source = open_source(options.data_path, seed=settings.seed)
+    source = choose_source(options.data_path, seed=settings.seed)
     settings = claim_data_dir(settings, source, console)
     check_start(settings)
     console.print(describe_source(source))

@@ -88,6 +88,15 @@ def test_every_command_a_page_names_exists(command: tuple[str, ...]):
     assert ran.returncode == 0, ran.stderr
 
 
+def test_architecture_page_lists_every_file_or_its_folder():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    paths = [path.relative_to(ROOT) for package in ("engine", "trainer") for path in (ROOT / package).rglob("*.py")]
+
+    listed = {path for path in paths if f"`{path}`" in page or f"`{path.parent}/`" in page}
+
+    assert {path for path in paths if path.name != "__init__.py"} - listed == set()
+
+
 def test_make_targets_named_on_pages_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)", page.read_text())}

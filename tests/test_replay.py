@@ -309,18 +309,19 @@ async def with_broker(settings: Settings, done: Awaitable[T]) -> T:
 
 INTERRUPTED = """
 import sys
-from engine.replay import send_with_bar
+from pathlib import Path
+from engine.sending import send_with_bar
 from engine.settings import Settings
 from tests.test_replay import make_source
 
 settings = Settings(kafka_bootstrap_servers=sys.argv[1], topic_prefix=sys.argv[2])
-send_with_bar(settings, make_source(100_000), rate=500)
+send_with_bar(settings, make_source(100_000), rate=500, resume_file=Path(sys.argv[3]))
 """
 
 
 @pytest.mark.kafka
-async def test_ctrl_c_ends_the_command_cleanly(settings: Settings):
-    arguments = [settings.bootstrap_servers, settings.topic_prefix]
+async def test_ctrl_c_ends_the_command_cleanly(settings: Settings, tmp_path: Path):
+    arguments = [settings.bootstrap_servers, settings.topic_prefix, str(tmp_path / "place.json")]
     command = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

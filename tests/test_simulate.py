@@ -11,9 +11,7 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.events import ClickEvent, encode_click, encode_item
-from engine.settings import Settings
-from engine.simulate import START_MS, SimulatedShop, coverage, run_simulate
-from engine.sources import open_source
+from engine.simulate import START_MS, SimulatedShop, coverage
 
 SMALL = {"items": 1_000, "users": 600, "clicks": 24_000}
 DIGEST = (
@@ -220,22 +218,9 @@ def test_interest_has_items_that_popularity_does_not_tell(shop: SimulatedShop, c
     assert found_true / asked > 2 * found_popular / asked
 
 
-def test_no_path_opens_the_simulated_shop_of_the_seed():
-    assert next(iter(open_source(None, seed=9).clicks())) == next(iter(SimulatedShop(9).clicks()))
-
-
 def test_shop_too_small_to_mean_anything_is_refused():
     with pytest.raises(ConfigError, match="clicks must be at least 6000 in a simulated shop, got 100"):
         SimulatedShop(3, items=1_000, users=600, clicks=100)
-
-
-def test_simulated_clicks_are_written_to_a_file_that_reads_back(
-    tmp_path: Path, shop: SimulatedShop, capsys: pytest.CaptureFixture[str]
-):
-    run_simulate(Settings(seed=3), to_file=tmp_path / "shop.parquet", **SMALL)
-
-    assert "24,000 simulated clicks written" in capsys.readouterr().out
-    assert list(open_source(tmp_path / "shop.parquet").clicks()) == list(shop.clicks())
 
 
 def test_coverage_names_the_interests_that_some_vector_stands_for():

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.model.config import MindConfig
 from engine.model.routing import count_interests
-
-if TYPE_CHECKING:
-    from engine.model.vocabulary import Field, Vocabulary
+from engine.model.vocabulary import Field, Vocabulary
+from engine.model.vocabulary import (
+    ItemInput as ItemInput,
+)  # an input like the two below, kept where its fields are read
 
 NEGATIVE_EVENT_TYPES = frozenset({"dislike", "hide"})
 """Event types that say what a user does not want; such clicks never enter routing."""
@@ -33,17 +33,6 @@ class UserInput:
     profile: Mapping[str, str | float] = field(default_factory=dict)
     event_types: Sequence[str] = ()
     """One event type a click, so that negative ones are left out; empty: all positive."""
-
-
-@dataclass(frozen=True, slots=True)
-class ItemInput:
-    """What the catalog says of one item."""
-
-    item_id: str
-    category: str | None = None
-    brand: str | None = None
-    shop: str | None = None
-    features: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

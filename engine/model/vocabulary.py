@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-
-from engine.model.features import ItemInput
 
 MAX_FIELDS = 32
 """Item fields and profile attributes beyond the commonest 32 of each are ignored."""
@@ -27,6 +25,17 @@ FARTHEST = 4.0
 """A standardized number is held within this many deviations."""
 
 Value = str | float
+
+
+@dataclass(frozen=True, slots=True)
+class ItemInput:
+    """What the catalog says of one item."""
+
+    item_id: str
+    category: str | None = None
+    brand: str | None = None
+    shop: str | None = None
+    features: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

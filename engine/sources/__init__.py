@@ -5,54 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from engine.errors import SourceError
-from engine.events import ClickEvent, ItemEvent
 from engine.sources.online_retail import FILE_NAME, OnlineRetail
 from engine.sources.sessions import Sessions, session_files
+from engine.sources.source import ChangingCatalog, EventSource
 from engine.sources.table import READABLE, is_table
 from engine.sources.tabular import Columns, TabularClicks, TimeUnit
 
-__all__ = ["Columns", "EventSource", "OnlineRetail", "Sessions", "TabularClicks", "open_source"]
-
-
-class EventSource(Protocol):
-    """A catalog and clicks in time order; asking twice gives the same events twice."""
-
-    @property
-    def name(self) -> str:
-        """What the source is called in summaries and resume files."""
-        ...
-
-    @property
-    def simulated(self) -> bool:
-        """True where no real person clicked."""
-        ...
-
-    @property
-    def click_count(self) -> int:
-        """How many clicks `clicks` yields."""
-        ...
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        """Rows of the data that became no click, by reason."""
-        ...
-
-    def items(self) -> Iterable[ItemEvent]:
-        """Yield the catalog; the last event of an item is its state."""
-        ...
-
-    def clicks(self) -> Iterable[ClickEvent]:
-        """Yield the clicks in time order."""
-        ...
+__all__ = [
+    "ChangingCatalog",
+    "Columns",
+    "EventSource",
+    "OnlineRetail",
+    "Sessions",
+    "TabularClicks",
+    "open_source",
+]
 
 
 def open_source(
-    path: Path | None,
+    path: Path,
     *,
     user_column: str | None = None,
     item_column: str | None = None,
@@ -63,21 +38,14 @@ def open_source(
     profile_columns: Sequence[str] = (),
     title_column: str | None = None,
     category_column: str | None = None,
-    seed: int = 7,
 ) -> EventSource:
-    """Return the reader for *path*, a folder or a file; None is the simulated shop of *seed*.
+    """Return the reader for *path*, a folder or a file.
 
     The column options concern tables (CSV, TSV, Parquet) and are looked for under the usual names where left out.
 
     Raises:
         SourceError: nothing is there, nothing in it can be read, or it holds no click.
     """
-    if path is None:
-        # engine.simulate uses this package's catalog: importing it above would be a circle.
-        from engine.simulate import SimulatedShop
-
-        return SimulatedShop(seed)
-    path = Path(path)
     columns = Columns(
         user=user_column,
         item=item_column,

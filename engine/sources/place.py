@@ -10,7 +10,7 @@ import structlog
 
 from engine.errors import SourceError
 from engine.events import encode_click
-from engine.sources import EventSource
+from engine.sources.source import EventSource
 
 log = structlog.get_logger()
 
