@@ -2,10 +2,11 @@
 
 `Publisher` writes and waits for the broker's acknowledgement; `Follower` reads a whole topic from its beginning, or
 from given offsets, for as long as it runs; `Admin` makes and describes topics; `topic_epoch` names the one life of a
-topic. This package owns aiokafka, beside the Faust adapter that reads `clicks` through a group. All of it lives on the
-event loop that started it.
+topic; `check_access` tells a refusal from an outage. This package owns aiokafka, beside the Faust adapter that reads
+`clicks` through a group. All of it lives on the event loop that started it.
 """
 
+from engine.log.access import check_access
 from engine.log.admin import Admin
 from engine.log.connection import wait_for_broker
 from engine.log.epoch import end_offsets, topic_epoch
@@ -21,6 +22,7 @@ __all__ = [
     "Position",
     "Publisher",
     "Record",
+    "check_access",
     "end_offsets",
     "topic_epoch",
     "wait_for_broker",

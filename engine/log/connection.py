@@ -10,10 +10,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import collect_hosts
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from engine.errors import LogError
+from engine.log.access import check_access
 from engine.settings import Settings
 
 REQUEST_TIMEOUT_MS = 15_000
@@ -28,7 +28,8 @@ async def wait_for_broker(settings: Settings, timeout_s: float, *, nodes: int = 
         nodes: brokers that must have joined.
 
     Raises:
-        LogError: it does not answer in time; the sentence says what the last attempt met.
+        LogError: it does not answer in time, and the sentence says what the last attempt met; or it refuses this
+            client, which is not waited out.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -39,36 +40,24 @@ async def wait_for_broker(settings: Settings, timeout_s: float, *, nodes: int = 
             raise LogError(
                 f"Kafka at {settings.bootstrap_servers}",
                 problem=f"can't be used after {timeout_s:.0f} s: {problem}",
-                remedy="start it (`mindstream broker` runs one here), or correct KAFKA_BOOTSTRAP_SERVERS",
+                remedy="start it (`mindstream broker` runs one here), or correct KAFKA_BOOTSTRAP_SERVERS "
+                "and MINDSTREAM_KAFKA_SECURITY_PROTOCOL",
             )
         await asyncio.sleep(0.1)
 
 
 async def _try_broker(settings: Settings, nodes: int) -> str | None:
     """Return what keeps a client from working, or None."""
-    if not await _any_listens(settings):
-        return "nothing listens there"
+    # First a bare connection: a client's own attempt would log an error for each that fails.
+    problem = await check_access(settings)
+    if problem is not None:
+        return problem
     try:
         async with client(settings) as asking:
             joined = len(asking.cluster.brokers())
     except (KafkaError, OSError, TimeoutError) as error:
         return repr(error)
     return None if joined >= nodes else f"{joined} of {nodes} brokers have joined"
-
-
-async def _any_listens(settings: Settings) -> bool:
-    """Tell whether a port is open: a client's own attempt would log an error for each that is not."""
-    for host, port, _ in collect_hosts(settings.bootstrap_servers):
-        try:
-            async with asyncio.timeout(2.0):
-                _, writer = await asyncio.open_connection(host, port)
-        except (OSError, TimeoutError):
-            continue
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-        return True
-    return False
 
 
 @contextlib.asynccontextmanager
