@@ -186,10 +186,22 @@ class Settings(BaseSettings):
         return options
 
     def kafka_ssl_context(self) -> ssl.SSLContext:
-        """Return a context that checks the brokers' certificates and host names."""
-        context = ssl.create_default_context(cafile=str(self.kafka_ca_file) if self.kafka_ca_file else None)
+        """Return a context that checks the brokers' certificates and host names.
+
+        Raises:
+            ConfigError: a file is missing, or is not what it should be.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.kafka_ca_file)
+        except OSError as error:
+            raise _unusable("kafka_ca_file", self.kafka_ca_file, error, "certificates in PEM format") from error
         if self.kafka_cert_file is not None:
-            context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file)
+            try:
+                # Without a password OpenSSL would ask the terminal for the one of an encrypted key.
+                context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file, password="")
+            except OSError as error:
+                expected = "a certificate in PEM format, and kafka_key_file its key without a password"
+                raise _unusable("kafka_cert_file", self.kafka_cert_file, error, expected) from error
         return context
 
     def public(self) -> dict[str, object]:
@@ -213,12 +225,16 @@ def load_settings(**overrides: object) -> Settings:
     return settings
 
 
+def _unusable(name: str, path: Path | None, error: OSError, expected: str) -> ConfigError:
+    return ConfigError(PREFIX + name.upper(), got=f"{path} ({error.strerror or error})", expected=expected)
+
+
 def _read_environment(environ: Mapping[str, str]) -> dict[str, object]:
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     known |= {outside: name for name, outside in OUTSIDE_NAMES.items()}
     for key in environ:
         if key.startswith(PREFIX) and key not in known and not key.startswith(NOT_SETTINGS):
-            raise ConfigError(key, got=environ[key], expected="a known setting; docs/settings.md lists them")
+            raise _unknown(key)
     return {name: environ[key] for key, name in known.items() if environ.get(key, "") != ""}
 
 
@@ -235,10 +251,13 @@ def _read_file() -> dict[str, object]:
         raise ConfigError(str(path), got=str(error), expected="valid TOML") from error
     for key in values:
         if key not in Settings.model_fields:
-            raise ConfigError(
-                f"{path}: {key}", got=values[key], expected="a known setting; docs/settings.md lists them"
-            )
+            raise _unknown(f"{path}: {key}")
     return values
+
+
+def _unknown(key: str) -> ConfigError:
+    """Return the error for a name that is none; without its value, which may be a misspelled secret's."""
+    return ConfigError(key, got="another name", expected="a known setting; docs/settings.md lists them")
 
 
 def _named(error: ValidationError, environment: Mapping[str, object]) -> ConfigError:
@@ -246,7 +265,8 @@ def _named(error: ValidationError, environment: Mapping[str, object]) -> ConfigE
     name = str(first["loc"][0])
     name = next((field for field, outside in OUTSIDE_NAMES.items() if outside == name), name)
     key = OUTSIDE_NAMES.get(name, PREFIX + name.upper()) if name in environment else name
-    return ConfigError(key, got=first["input"], expected=allowed(name))
+    is_secret = "SecretStr" in str(Settings.model_fields[name].annotation)
+    return ConfigError(key, got="something else" if is_secret else first["input"], expected=allowed(name))
 
 
 def allowed(name: str) -> str:

@@ -55,7 +55,6 @@ def test_cluster_of_the_user_means_no_local_broker(monkeypatch: pytest.MonkeyPat
         ("MINDSTREAM_LIST_SIZE", "many", "a whole number, at least 1, at most 1000"),
         ("MINDSTREAM_DEVICE", "tpu", "one of auto, cpu, cuda"),
         ("MINDSTREAM_HOLDOUT_SHARE", "nan", "a number, more than 0.0, less than 0.9"),
-        ("MINDSTREAM_LIST_SIEZ", "5", "a known setting"),
     ],
 )
 def test_wrong_value_is_refused_naming_key_value_and_range(
@@ -74,8 +73,38 @@ def test_wrong_value_is_refused_naming_key_value_and_range(
 def test_unknown_key_in_the_file_is_refused():
     Path("mindstream.toml").write_text("list_siez = 5\n")
 
-    with pytest.raises(ConfigError, match="list_siez"):
+    with pytest.raises(ConfigError, match="list_siez must be a known setting"):
         load_settings()
+
+
+def test_misspelled_secret_is_refused_by_name_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINDSTREAM_KAFKA_PASWORD", "correct horse")
+
+    with pytest.raises(ConfigError, match="MINDSTREAM_KAFKA_PASWORD must be a known setting") as refused:
+        load_settings()
+
+    assert "correct horse" not in str(refused.value)
+
+
+def test_secret_of_another_type_is_refused_without_its_value():
+    Path("mindstream.toml").write_text("kafka_password = 20260131\n")
+
+    with pytest.raises(ConfigError, match="kafka_password must be text") as refused:
+        load_settings()
+
+    assert "20260131" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+@pytest.mark.parametrize("name", ["kafka_ca_file", "kafka_cert_file"])
+def test_file_that_is_no_certificate_is_named(name: str, content: str | None):
+    path = Path("file.pem")
+    if content is not None:
+        path.write_text(content)
+    settings = load_settings(kafka_security_protocol="SSL", **{name: path})
+
+    with pytest.raises(ConfigError, match=rf"MINDSTREAM_{name.upper()} must be .* in PEM format.*file\.pem"):
+        settings.kafka_client_options()
 
 
 def test_broken_file_is_refused(monkeypatch: pytest.MonkeyPatch):
