@@ -19,7 +19,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -50,16 +50,25 @@ class LocalBroker:
     `start` and `stop` block; an event loop calls them through an executor. Not thread-safe.
     """
 
-    def __init__(self, settings: Settings, nodes: int = 1, *, search_path: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        nodes: int = 1,
+        *,
+        search_path: str | None = None,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
         """Describe the cluster; nothing runs before `start`.
 
         Args:
             settings: ports, heap, and where data and jars are.
             nodes: 1, or 3 for fault tests.
             search_path: where `java` is looked for, as in `PATH`; None means the environment's.
+            properties: of the server, beside ours or in their place; the listener of ours must stay.
         """
         self._settings = settings
         self._search_path = search_path
+        self._properties = properties or {}
         self._home = settings.data_dir.absolute() / "broker"
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._guards: dict[int, subprocess.Popen[bytes]] = {}
@@ -196,7 +205,9 @@ class LocalBroker:
     def _prepare(self, node: int, java: str, class_path: str, cluster_id: str) -> None:
         write_whole(self._home / "log4j2.properties", LOG4J)
         properties = properties_of(self._settings, node, nodes=self.nodes, log_dir=self._home / f"node-{node}")
-        write_whole(self._config(node), properties)
+        # A file of properties may name a key twice, and the last one counts.
+        own = "".join(f"{key}={value}\n" for key, value in self._properties.items())
+        write_whole(self._config(node), properties + own)
         if (self._home / f"node-{node}" / "meta.properties").is_file():
             return
         command = [java, "-Xmx128m", *JVM_OPTIONS, "-cp", class_path, "kafka.tools.StorageTool", "format"]
