@@ -7,8 +7,9 @@ where, and what to do next. Callers never write prose.
       ConfigError            at start: a setting is missing or contradicts another -> exit 2
       MalformedEvent         one message can't be taken -> dead letters, counted, the stream goes on
       LogError               the log (Kafka) can't be reached or is not what it was
+      ListTooLarge           one user's list doesn't fit a message -> none for that user, the others go on
       StoreError             WindowDecodeError, StoreFormatError, StoreBusy
-      ModelError             UnknownVersion, IncompatibleVersion, DamagedVersion -> keep serving the current version
+      ModelError             UnknownVersion, IncompatibleVersion, DamagedVersion ... -> keep serving the current version
       ItemIndexError         DimensionMismatch, DamagedIndex
       SourceError            a data set can't be read
 """
@@ -53,6 +54,17 @@ class LogError(EngineError):
     def __init__(self, subject: str, *, problem: str, remedy: str) -> None:
         self.subject, self.problem, self.remedy = subject, problem, remedy
         super().__init__(f"{subject} {problem}; {remedy}")
+
+
+class ListTooLarge(EngineError):
+    """A recall list does not fit a message of the log."""
+
+    def __init__(self, *, got: int, allowed: int, clicks: int) -> None:
+        self.got, self.allowed, self.clicks = got, allowed, clicks
+        super().__init__(
+            f"a recall list with a window of {clicks} clicks has {got} bytes, a message may have {allowed}; "
+            "lower MINDSTREAM_WINDOW_MAX_CLICKS or MINDSTREAM_LIST_SIZE"
+        )
 
 
 class StoreError(EngineError):
@@ -129,6 +141,17 @@ class DamagedVersion(ModelError):
         self.version, self.file, self.got, self.expected = version, file, got, expected
         super().__init__(
             f"model version {version} was not loaded: {file} has {got}, the manifest says {expected}; publish it again"
+        )
+
+
+class UnusableInterests(ModelError):
+    """A model answered windows with interests that nothing can be searched with."""
+
+    def __init__(self, version: str, *, users: int, of: int) -> None:
+        self.version, self.users, self.of = version, users, of
+        super().__init__(
+            f"model version {version} made interests that are not finite numbers for {users} of {of} users; "
+            "train and publish it again"
         )
 
 

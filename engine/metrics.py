@@ -43,6 +43,7 @@ CLICK_TO_VISIBLE = Histogram(
 DIRTY_USERS = Gauge("mindstream_dirty_users", "Users whose newest clicks are not in a list yet.")
 CONSUMER_LAG = Gauge("mindstream_consumer_lag", "Clicks in this engine's partitions that it has not applied.")
 LISTS_PUBLISHED = Counter("mindstream_lists_published_total", "Recall lists the broker acknowledged.")
+LISTS_FAILED = Counter("mindstream_lists_failed_total", "Users given up because no list could be made of their window.")
 REFRESH_FAILURES = Counter("mindstream_refresh_failures_total", "Micro-batches that were given back to be tried again.")
 OWNED_PARTITIONS = Gauge("mindstream_owned_partitions", "Partitions of `clicks` assigned to this engine.")
 

@@ -3,6 +3,9 @@
 `engine/refresh.py` takes the users, has a `ListMaker` make their lists, and publishes them. Everything here runs in the
 refresh thread. A list depends on the user's window and profile, the snapshot and the catalog; who else is in the batch
 changes nothing but the last bits of a score.
+
+A window that no list can be made of, because the model raises on it or the list is too large for the log, costs its own
+user a list and nobody else: where a batch fails and a sound window passes, the users are taken one by one.
 """
 
 from __future__ import annotations
@@ -14,11 +17,15 @@ from itertools import islice
 from typing import Protocol, cast
 
 import numpy as np
+import structlog
 
 from engine import metrics
 from engine.ann import ItemIndex
 from engine.catalog import Catalog
+from engine.errors import ListTooLarge, StoreError, UnusableInterests
 from engine.log import Message
+from engine.log.publisher import MAX_MESSAGE_BYTES
+from engine.logs import user_tag
 from engine.model import NEGATIVE_EVENT_TYPES, InterestModel, Interests, UserInput
 from engine.recall import (
     ItemRows,
@@ -32,6 +39,7 @@ from engine.recall import (
 )
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot
+from engine.store.scans import DirtyUser
 from engine.store.windows import DirtyBatch, PartitionStore, Refreshed
 from engine.window import BehaviorWindow
 
@@ -39,6 +47,8 @@ TOPIC = "recall-lists"
 AUDIT_EVERY = 50
 """One micro-batch of so many has some of its searches repeated exactly."""
 AUDITED_SEARCHES = 8
+
+log = structlog.get_logger()
 
 
 class SearchableVectors(ItemIndex, Protocol):
@@ -63,12 +73,29 @@ class Made:
     """What came of one partition's users: their lists, and a derived row for every one of them."""
 
     taken: Taken
-    lists: Sequence[RecallList]
+    lists: Sequence[MadeList]
     refreshed: Sequence[Refreshed]
 
     def to_messages(self, topic: str) -> list[Message]:
         """Return the lists as records of *topic*, in the partition that the users' clicks are in."""
-        return [_to_message(topic, self.taken.partition, recall_list) for recall_list in self.lists]
+        return [_to_message(topic, self.taken.partition, made) for made in self.lists]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeList:
+    """A list, its JSON, and the wall time at which the interests that it was searched with were there."""
+
+    recall_list: RecallList
+    encoded: bytes
+    routed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one user; no list where no click is known, or where none can be made."""
+
+    refreshed: Refreshed
+    made: MadeList | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +138,68 @@ class ListMaker:
         self._batches = 0
 
     def make(self, taken: Sequence[Taken]) -> list[Made]:
-        """Return the lists of all users taken, partition by partition; one without a known click gets none."""
-        with metrics.STAGE.labels("route").time():
-            behaviors = [_read_behaviors(part.batch) for part in taken]
-            together = [behavior for part in behaviors for behavior in part]
-            interests = self._model.interests([behavior.to_input() for behavior in together])
-        self._observe_interests(together)
-        with metrics.STAGE.labels("search").time():
-            lists = iter(self._make_lists(together, interests))
-        self._batches += 1
-        return [
-            Made(
-                part,
-                [recall_list for recall_list in islice(lists, len(group)) if recall_list is not None],
-                [Refreshed(one.user_id, one.window.newest_ms or 0, self.snapshot.activation) for one in group],
-            )
-            for part, group in zip(taken, behaviors, strict=True)
-        ]
+        """Return the lists of all users taken, partition by partition; one without a known click gets none.
 
-    def _observe_interests(self, behaviors: Sequence[Behavior]) -> None:
-        now_ms = self._now_ms()
-        for behavior in behaviors:
-            if behavior.accepted_at_ms is not None:
-                metrics.CLICK_TO_INTERESTS.observe(max(0, now_ms - behavior.accepted_at_ms) / 1000)
+        A user of whom no list can be made gets none either: logged and counted, and done with like the others, so that
+        nobody waits for a window that fails again and again. The next click and the next version try it again.
+
+        Raises:
+            StoreError: a window can't be read.
+            Exception: whatever the model or the index raises on a sound window too: the fault is theirs.
+        """
+        users = [(part.batch, user) for part in taken for user in part.batch.users]
+        try:
+            outcomes = iter(self._make_together(users))
+        except StoreError:
+            raise
+        except Exception:
+            self._try_a_sound_window()
+            outcomes = iter([self._make_alone(batch, user) for batch, user in users])
+        return [_gather(part, list(islice(outcomes, len(part.batch.users)))) for part in taken]
+
+    def _make_alone(self, batch: DirtyBatch, user: DirtyUser) -> Outcome:
+        try:
+            return self._make_together([(batch, user)])[0]
+        except StoreError:
+            raise
+        except Exception as error:
+            metrics.LISTS_FAILED.inc()
+            log.error(
+                "list_failed",
+                user=user_tag(self._settings, user.user_id),
+                version=self.snapshot.model_version,
+                error=type(error).__name__,
+                problem=str(error),
+            )
+            return Outcome(Refreshed(user.user_id, 0, self.snapshot.activation))
+
+    def _try_a_sound_window(self) -> None:
+        """Do what every user's list takes with a window that passed when the version was loaded; raise as it does."""
+        vectors = self._route([UserInput(self._items.item_ids[:1])]).vectors
+        self._index.search(vectors[0], 1)
+
+    def _make_together(self, users: Sequence[tuple[DirtyBatch, DirtyUser]]) -> list[Outcome]:
+        with metrics.STAGE.labels("route").time():
+            behaviors = [_read_behavior(batch, user) for batch, user in users]
+            interests = self._route([behavior.to_input() for behavior in behaviors])
+        routed_at_ms = self._now_ms()
+        with metrics.STAGE.labels("search").time():
+            lists = self._make_lists(behaviors, interests)
+            self._batches += 1
+            return [
+                Outcome(
+                    Refreshed(behavior.user_id, behavior.window.newest_ms or 0, self.snapshot.activation),
+                    None if recall_list is None else _encode(recall_list, routed_at_ms),
+                )
+                for behavior, recall_list in zip(behaviors, lists, strict=True)
+            ]
+
+    def _route(self, users: Sequence[UserInput]) -> Interests:
+        interests = self._model.interests(users)
+        finite = np.isfinite(interests.vectors).all(axis=(1, 2))
+        if not finite.all():
+            raise UnusableInterests(self.snapshot.model_version, users=int((~finite).sum()), of=len(users))
+        return interests
 
     def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> list[RecallList | None]:
         vectors = interests.vectors[interests.mask]  # (Q, D): interests not in use never search
@@ -235,24 +301,29 @@ class ListMaker:
         metrics.RECALL_AUDIT.set(float(np.mean(shares)))
 
 
-def _read_behaviors(batch: DirtyBatch) -> list[Behavior]:
-    return [
-        Behavior(
-            user.user_id,
-            user.accepted_at_ms,
-            batch.applied_offset,
-            batch.read_window(user.user_id),
-            batch.read_profile(user.user_id),
-        )
-        for user in batch.users
-    ]
+def _read_behavior(batch: DirtyBatch, user: DirtyUser) -> Behavior:
+    window, profile = batch.read_window(user.user_id), batch.read_profile(user.user_id)
+    return Behavior(user.user_id, user.accepted_at_ms, batch.applied_offset, window, profile)
 
 
-def _to_message(topic: str, partition: int, recall_list: RecallList) -> Message:
+def _gather(taken: Taken, outcomes: Sequence[Outcome]) -> Made:
+    lists = [outcome.made for outcome in outcomes if outcome.made is not None]
+    return Made(taken, lists, [outcome.refreshed for outcome in outcomes])
+
+
+def _encode(recall_list: RecallList, routed_at_ms: int) -> MadeList:
+    encoded = encode_list(recall_list)
+    if len(encoded) > MAX_MESSAGE_BYTES:
+        raise ListTooLarge(got=len(encoded), allowed=MAX_MESSAGE_BYTES, clicks=len(recall_list.window))
+    return MadeList(recall_list, encoded, routed_at_ms)
+
+
+def _to_message(topic: str, partition: int, made: MadeList) -> Message:
+    recall_list = made.recall_list
     return Message(
         topic=topic,
         key=recall_list.user_id.encode(),
-        value=encode_list(recall_list),
+        value=made.encoded,
         headers={
             "epoch": recall_list.epoch.encode("ascii"),
             "window_offset": str(recall_list.window_offset).encode("ascii"),

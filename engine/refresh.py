@@ -4,6 +4,7 @@ Stands between the partition stores, which mark a user dirty with every click, a
 micro-batch takes the users who wait longest, together with a view of their windows, makes their lists under one
 snapshot, publishes them, and only after the broker's acknowledgement has the stores delete exactly the marks it took: a
 click that comes meanwhile keeps a mark of its own, and a crash or a failure anywhere leaves the marks where they were.
+A user of whom no list can be made is the exception: `microbatch` gives up on that one alone, mark and all.
 
 After each live micro-batch goes a smaller one of the sweep: users whose list an older model version made, the most
 recently active first. So a swap reaches everybody, while nobody's click waits for more than one small batch.
@@ -161,7 +162,7 @@ class RefreshLoop:
         async with self._in_flight:
             snapshot, stores = self._holder.current, dict(self._stores)
             if snapshot is None or snapshot.model is None or snapshot.index is None:
-                await self._in_thread(lambda: _show_progress(stores, activation=None))
+                await self._in_thread(lambda: _show_progress(stores, snapshot))
                 return 0
             taken: list[Taken] = []
             try:
@@ -171,12 +172,13 @@ class RefreshLoop:
                     made, messages = await self._in_thread(lambda: self._make(snapshot, taken))
                     await self._publish(made, messages)
                     await self._in_thread(lambda: _settle(made, taken))
+                return users
             except BaseException:
                 # The one thread runs this after whatever it is still busy with.
                 await asyncio.shield(self._in_thread(lambda: _release(taken)))
                 raise
-            await self._in_thread(lambda: _show_progress(stores, activation=snapshot.activation))
-            return users
+            finally:
+                await asyncio.shield(self._in_thread(lambda: _show_progress(stores, snapshot)))
 
     def _make(self, snapshot: ServingSnapshot, taken: Sequence[Taken]) -> tuple[list[Made], list[Message]]:
         if self._maker is None or self._maker.snapshot is not snapshot:
@@ -193,8 +195,11 @@ class RefreshLoop:
             await self._publisher.send_all(messages)
         metrics.LISTS_PUBLISHED.inc(len(messages))
         now_ms = self._now_ms()
-        for accepted_at_ms in (one.accepted_at_ms for part in made for one in part.lists):
+        for one in (one for part in made for one in part.lists):
+            accepted_at_ms = one.recall_list.accepted_at_ms
             if accepted_at_ms is not None:
+                # Both only now: a batch that is given back and tried again would count its interests each time.
+                metrics.CLICK_TO_INTERESTS.observe(max(0, one.routed_at_ms - accepted_at_ms) / 1000)
                 metrics.CLICK_TO_LIST.observe(max(0, now_ms - accepted_at_ms) / 1000)
 
     async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
@@ -249,9 +254,9 @@ def _release(taken: Sequence[Taken]) -> None:
         part.store.release(part.batch)
 
 
-def _show_progress(stores: Mapping[int, PartitionStore], *, activation: int | None) -> None:
+def _show_progress(stores: Mapping[int, PartitionStore], snapshot: ServingSnapshot | None) -> None:
     metrics.DIRTY_USERS.set(sum(store.count_dirty() for store in stores.values()))
-    if activation is not None:
-        lists = [store.count_lists(activation) for store in stores.values()]
+    if snapshot is not None:
+        lists = [store.count_lists(snapshot.activation) for store in stores.values()]
         every = sum(kept for _current, kept in lists)
         metrics.LISTS_ON_CURRENT_VERSION.set(sum(current for current, _kept in lists) / every if every else 1.0)

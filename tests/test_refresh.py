@@ -3,24 +3,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from prometheus_client import Histogram
+from structlog.testing import capture_logs
 
-from engine import refresh
+from engine import microbatch, refresh
 from engine.catalog import Catalog
 from engine.errors import LogError
 from engine.events import ClickEvent, ItemEvent, encode_item
 from engine.log import Message, Position, Publisher, Record
-from engine.metrics import CLICK_TO_LIST, DIRTY_USERS, LISTS_ON_CURRENT_VERSION, RECALL_AUDIT, REFRESH_FAILURES
+from engine.logs import user_tag
+from engine.metrics import (
+    CLICK_TO_INTERESTS,
+    CLICK_TO_LIST,
+    DIRTY_USERS,
+    LISTS_FAILED,
+    LISTS_ON_CURRENT_VERSION,
+    RECALL_AUDIT,
+    REFRESH_FAILURES,
+)
+from engine.model import Interests, UserInput
 from engine.recall import RecallList, decode_list
 from engine.refresh import RefreshLoop
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, SnapshotHolder
 from engine.store.windows import LoggedClick, PartitionStore, StoreHeader
 from tests.builders import NOON_MS, make_click
-from tests.served import ITEM_IDS, make_popular_snapshot, make_snapshot
+from tests.served import ITEM_IDS, make_model, make_popular_snapshot, make_snapshot
 
 NOW_MS = NOON_MS + 60_000
 SETTINGS = Settings(list_size=50, refresh_wait_ms=0)
@@ -134,8 +148,8 @@ def clicks(user_id: str, *item_ids: str, first_ms: int = NOON_MS) -> list[ClickE
     ]
 
 
-def sample_sum(name: str = "count") -> float:
-    return next(s.value for s in next(iter(CLICK_TO_LIST.collect())).samples if s.name.endswith(name))
+def sample_sum(name: str = "count", *, metric: Histogram = CLICK_TO_LIST) -> float:
+    return next(s.value for s in next(iter(metric.collect())).samples if s.name.endswith(name))
 
 
 # --- one user
@@ -458,3 +472,149 @@ async def test_sampled_searches_are_audited_against_exact_search(tmp_path: Path)
         await engine.settled()
 
     assert RECALL_AUDIT._value.get() == 1.0
+
+
+# --- windows that no list can be made of
+
+
+class FragileModel:
+    """A model that stumbles over one item, and over everything once it is `broken`."""
+
+    def __init__(self, item_id: str, *, answers_nan: bool = False) -> None:
+        self._sound, self._item_id, self._answers_nan = make_model(), item_id, answers_nan
+        self.is_broken = False
+
+    def interests(self, users: Sequence[UserInput]) -> Interests:
+        stumbles = [self._item_id in user.item_ids for user in users]
+        if self.is_broken or (any(stumbles) and not self._answers_nan):
+            raise ZeroDivisionError("float division by zero")
+        found = self._sound.interests(users)
+        found.vectors[np.array(stumbles)] *= np.float32(np.nan)
+        return found
+
+
+def make_fragile(
+    item_id: str = "i013", *, activation: int = 1, answers_nan: bool = False
+) -> tuple[ServingSnapshot, FragileModel]:
+    model: Any = FragileModel(item_id, answers_nan=answers_nan)
+    return replace(make_snapshot(activation=activation), model=model), model
+
+
+@pytest.mark.parametrize("answers_nan", [False, True], ids=["raises", "answers NaN"])
+async def test_window_that_the_model_stumbles_over_costs_nobody_else_a_list(tmp_path: Path, answers_nan: bool) -> None:
+    failed, given_back = LISTS_FAILED._value.get(), REFRESH_FAILURES._value.get()
+    snapshot, _ = make_fragile(answers_nan=answers_nan)
+    with capture_logs() as logs:
+        async with running(tmp_path, snapshot) as engine:
+            engine.click(*clicks("u1", "i001"), *clicks("u2", "i001", "i013"), *clicks("u3", "i002"))
+            await engine.settled()
+
+            assert sorted(one.user_id for one in engine.lists()) == ["u1", "u3"]
+    assert (LISTS_FAILED._value.get() - failed, REFRESH_FAILURES._value.get() - given_back) == (1, 0)
+    told = [line for line in logs if line["event"] == "list_failed"]
+    assert [line["user"] for line in told] == [user_tag(SETTINGS, "u2")]
+    assert "u2" not in str(logs)
+
+
+async def test_user_given_up_is_tried_again_with_the_next_click_and_under_the_next_version(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"window_max_clicks": 20})
+    snapshot, _ = make_fragile()
+    async with running(tmp_path, snapshot, settings=settings) as engine:
+        engine.click(*clicks("u1", "i013"), *clicks("u2", "i013"))
+        await engine.settled()
+        assert engine.lists() == []
+
+        engine.click(*clicks("u1", *ITEM_IDS[20:40], first_ms=NOON_MS + 10))  # i013 leaves the window of u1
+        await engine.settled()
+        assert [one.user_id for one in engine.lists()] == ["u1"]
+
+        engine.holder.swap(make_snapshot(activation=2))
+        engine.loop.notify()
+        await engine.settled()
+        assert engine.list_of("u2").activation == 2
+
+
+async def test_sweep_ends_although_the_new_version_stumbles_over_a_window(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"refresh_batch_size": 4})
+    async with running(tmp_path, make_snapshot(activation=1), settings=settings) as engine:
+        engine.click(*clicks("u1", "i001"), *clicks("u2", "i013", first_ms=NOON_MS + 10), *clicks("u3", "i002"))
+        await engine.settled()
+        engine.log.messages.clear()
+
+        engine.holder.swap(make_fragile(activation=2)[0])
+        engine.loop.notify()
+        await engine.settled()
+
+        assert sorted(one.user_id for one in engine.lists()) == ["u1", "u3"]
+
+
+async def test_model_that_fails_on_every_window_gives_nobody_up(tmp_path: Path) -> None:
+    failed = LISTS_FAILED._value.get()
+    snapshot, model = make_fragile()
+    model.is_broken = True
+    async with running(tmp_path, snapshot) as engine:
+        engine.click(*clicks("u1", "i001"), *clicks("u2", "i002"))
+        given_back = REFRESH_FAILURES._value.get()
+        await engine.until(lambda: REFRESH_FAILURES._value.get() > given_back)
+        await engine.until(lambda: DIRTY_USERS._value.get() == 2)
+        model.is_broken = False
+        await engine.settled()
+
+        assert sorted(one.user_id for one in engine.lists()) == ["u1", "u2"]
+    assert LISTS_FAILED._value.get() == failed
+
+
+async def test_list_too_large_for_the_log_costs_nobody_else_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microbatch, "MAX_MESSAGE_BYTES", 5_000)
+    failed = LISTS_FAILED._value.get()
+    async with running(tmp_path, make_snapshot()) as engine:
+        engine.click(*clicks("u1", "i001"), *clicks("u2", "i001", *(f"{n:0256d}" for n in range(19))))
+        await engine.settled()
+
+        assert [one.user_id for one in engine.lists()] == ["u1"]
+    assert LISTS_FAILED._value.get() - failed == 1
+
+
+# --- figures
+
+
+async def test_users_who_wait_are_counted_while_nothing_can_be_published(tmp_path: Path) -> None:
+    DIRTY_USERS.set(0)
+
+    def fail() -> None:
+        raise LogError("recall-lists", problem="has no leader", remedy="wait")
+
+    async with running(tmp_path, make_snapshot()) as engine:
+        engine.log.on_send += [fail] * 1_000
+        engine.click(*clicks("u1", "i001"), *clicks("u2", "i002"))
+
+        await engine.until(lambda: DIRTY_USERS._value.get() == 2)
+        engine.log.on_send.clear()
+
+
+async def test_interests_are_timed_once_a_list_however_often_it_is_tried(tmp_path: Path) -> None:
+    before = sample_sum(metric=CLICK_TO_INTERESTS)
+
+    def fail() -> None:
+        raise LogError("recall-lists", problem="has no leader", remedy="wait")
+
+    async with running(tmp_path, make_snapshot()) as engine:
+        engine.log.on_send += [fail, fail]
+        engine.click(*clicks("u1", "i001"), *clicks("u2", "brand-new"))
+        await engine.settled()
+
+    assert sample_sum(metric=CLICK_TO_INTERESTS) - before == 1
+
+
+async def test_share_of_current_lists_falls_when_a_version_without_a_model_is_promoted(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot(activation=1)) as engine:
+        engine.click(*clicks("u1", "i001"))
+        await engine.settled()
+        await engine.until(lambda: LISTS_ON_CURRENT_VERSION._value.get() == 1.0)
+
+        engine.holder.swap(make_popular_snapshot(activation=2))
+        engine.loop.notify()
+
+        await engine.until(lambda: LISTS_ON_CURRENT_VERSION._value.get() == 0.0)

@@ -24,6 +24,8 @@ from engine.settings import Settings
 DELIVERY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 MAX_REQUEST_BYTES = 1_048_576
+MAX_MESSAGE_BYTES = MAX_REQUEST_BYTES - 4_096
+"""Longest value that surely fits a request, with its key, its headers and Kafka's own bytes."""
 # The codec of `recall-lists`: with another one the broker would compress every list a second time.
 COMPRESSION = "zstd"
 BATCH_BYTES = 256 * 1024
