@@ -36,7 +36,7 @@ class Rescoring:
 
 def rescore(settings: Settings) -> Rescoring:
     """Score every personal list in the log again."""
-    profiles = {history.user_id: history.profile for history in read_log(settings).histories}
+    profiles = {history.user_id: history.profile for history in read_log(settings).log.histories}
     by_version: dict[str, list[RecallList]] = defaultdict(list)
     for recall_list in written_lists(settings):
         by_version[recall_list.model_version].append(recall_list)
