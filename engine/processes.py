@@ -19,6 +19,8 @@ PR_SET_PDEATHSIG = 1
 CRASHES_KEPT_UP_WITH = 5
 """A child that crashed this often within `CRASH_WINDOW_S` stays down."""
 CRASH_WINDOW_S = 120.0
+LAST_BYTES = 16_384
+"""How much of a log's end is looked at for its last lines; a log grows for as long as the system runs."""
 
 
 class Child:
@@ -97,9 +99,13 @@ class Child:
 
     def last_lines(self, count: int = 5) -> str:
         """Return the end of its log, to show when it failed."""
-        if not self.log_path.exists():
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
+                end = log.read()
+        except FileNotFoundError:
             return ""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
+        return "\n".join(end.decode(errors="replace").splitlines()[-count:])
 
 
 def die_with_parent() -> None:

@@ -7,7 +7,9 @@ answers with, over the last minute. The backlog's drain is a figure of its own a
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import shlex
 import time
 import urllib.parse
 import urllib.request
@@ -16,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.metrics import scrape
-from engine.settings import Settings
+from engine.settings import PREFIX, Settings
 
 OBSERVE_EVERY_S = 0.5
+UNANSWERED = (OSError, ValueError, http.client.HTTPException)
+"""What asking a part raises that is starting, has crashed, or crashes in the middle of its answer."""
 
 
 @dataclass(slots=True)
@@ -30,6 +35,8 @@ class Measured:
 
     source: str
     simulated: bool
+    live_rate: float = 20.0
+    """Live clicks per second; so many are always on their way."""
     broker_ready_at: float = 0.0
     replayed: int = 0
     replayed_at: float | None = None
@@ -69,7 +76,7 @@ class Measured:
     @property
     def is_applied(self) -> bool:
         """The engine has caught up with the log."""
-        return bool(self.engine) and self.engine.get("lag", 1.0) <= 50
+        return bool(self.engine) and self.engine.get("lag", 1.0) <= max(50.0, self.live_rate)
 
     @property
     def has_trained_version(self) -> bool:
@@ -83,8 +90,9 @@ class Measured:
 
     @property
     def is_drained(self) -> bool:
-        """Every list stands on the current version and hardly a user waits."""
-        return self.engine.get("on_current", 0.0) >= 0.99 and self.engine.get("dirty", 1e9) <= 20
+        """Every list stands on the current version, and no user waits but those of the last second."""
+        waiting = self.engine.get("dirty", 1e9)
+        return self.engine.get("on_current", 0.0) >= 0.99 and waiting <= max(20.0, self.live_rate)
 
     def take_engine(self, figures: dict[str, float]) -> None:
         """Take a scrape of the engine; a counter that went back belongs to a new process."""
@@ -112,11 +120,11 @@ def _observe_once(settings: Settings, measured: Measured) -> None:
                 "on_current": values.get("mindstream_lists_on_current_version_ratio", 0.0),
             }
         )
-    except (OSError, ValueError):
+    except UNANSWERED:
         pass
     try:
         measured.status = ask(settings, "/v1/status")
-    except (OSError, ValueError):
+    except UNANSWERED:
         return
     measured.lists_personal = int(measured.status["lists"]["held"])
     version = measured.model.get("version")
@@ -131,6 +139,7 @@ def ask(settings: Settings, path: str) -> dict[str, Any]:
 
     Raises:
         OSError: it does not answer, or with an error.
+        HTTPException: it broke off in the middle of its answer.
     """
     request = urllib.request.Request(service_address(settings) + path)
     if settings.api_token is not None:
@@ -141,8 +150,9 @@ def ask(settings: Settings, path: str) -> dict[str, Any]:
 
 
 def service_address(settings: Settings) -> str:
-    """Return the address of the query service as a person would type it."""
-    return f"http://{settings.serve_host}:{settings.serve_port}"
+    """Return the address of the query service as a person on this machine would type it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.serve_host, settings.serve_host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.serve_port}"
 
 
 def write_report(measured: Measured, path: Path) -> None:
@@ -193,22 +203,26 @@ def show_summary(console: Console, settings: Settings, measured: Measured) -> No
         f"{_milliseconds(figures['click_to_visible_p99_s'])} ({figures['click_to_visible_count'] or 0} lists)",
     )
     console.print(table, highlight=False)
+    console.print(f"Page: [bold]{service_address(settings)}/[/bold]", highlight=False)
+    console.print("Try:", highlight=False)
     for line in _things_to_try(settings, measured):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def _things_to_try(settings: Settings, measured: Measured) -> list[str]:
-    address = service_address(settings)
-    user = next(iter(measured.status.get("recent_users", [])), "u1")
-    listed = ask(settings, f"/v1/users/{urllib.parse.quote(user, safe='')}/recall?limit=1")["items"]
-    item = listed[0]["item_id"] if listed else "i1"
+    """Return commands for a shell, whatever characters the ids hold."""
+    address, user = service_address(settings), next(iter(measured.status.get("recent_users", [])), "u1")
+    path = f"/v1/users/{urllib.parse.quote(user, safe='')}/recall"
+    try:
+        listed = ask(settings, f"{path}?limit=1")["items"]
+    except UNANSWERED:
+        listed = []
+    click = json.dumps({"user_id": user, "item_id": listed[0]["item_id"] if listed else "i1"})
+    curl = "curl" if settings.api_token is None else f'curl -H "Authorization: Bearer ${PREFIX}API_TOKEN"'
     return [
-        f"Page: [bold]{address}/[/bold]",
-        "Try:",
-        f"  curl '{address}/v1/users/{user}/recall?limit=5'",
-        f"  curl -X POST {address}/v1/clicks -H 'content-type: application/json' "
-        f'-d \'{{"user_id": "{user}", "item_id": "{item}"}}\'',
-        f"  curl '{address}/v1/users/{user}/recall?limit=5&explain=true'",
+        f"{curl} '{address}{path}?limit=5'",
+        f"{curl} -X POST {address}/v1/clicks -H 'content-type: application/json' -d {shlex.quote(click)}",
+        f"{curl} '{address}{path}?limit=5&explain=true'",
     ]
 
 

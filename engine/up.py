@@ -13,16 +13,17 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from engine.doctor import check_start
-from engine.errors import SetupError
+from engine.errors import ConfigError, SetupError
 from engine.log import wait_for_broker
 from engine.processes import Child, child_environment, stop_all
 from engine.replay import replay
@@ -33,6 +34,8 @@ from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from engine.summary import OBSERVE_EVERY_S, Measured, observe, service_address, show_summary, write_report
 
+MARKER = "source.json"
+"""The file in a data directory that says which source it holds."""
 LIVE_SHARE = 0.05
 """Share of the events, the latest, that is held back and sent as live traffic."""
 LIVE_PHASE_S = 63.0
@@ -58,9 +61,12 @@ def run_up(settings: Settings, options: UpOptions) -> int:
     """Run the system until Ctrl-C, or to the end of the live phase; return the exit code.
 
     Raises:
+        ConfigError: the engine's metrics, which say how far it is, are turned off.
         SetupError: Java, a port or the disk is not as needed; nothing was started.
         SourceError: the data can't be read.
     """
+    if settings.engine_metrics_port == 0:
+        raise ConfigError(PREFIX + "ENGINE_METRICS_PORT", got=0, expected="a port, for `mindstream up` to read them")
     console = Console()
     source = choose_source(options.data_path, seed=settings.seed)
     settings = claim_data_dir(settings, source, console)
@@ -71,19 +77,36 @@ def run_up(settings: Settings, options: UpOptions) -> int:
 
 
 def claim_data_dir(settings: Settings, source: EventSource, console: Console) -> Settings:
-    """Return settings whose data directory holds *source* and no other; two shops never mix in one log."""
-    marker = settings.data_dir / "source.json"
-    if marker.exists() and json.loads(marker.read_text())["source"] != source.name:
+    """Return settings whose data directory holds *source* and no other; two shops never mix in one log.
+
+    Raises:
+        SetupError: another source is in the topics of a cluster of the user's own, or it can't be told which one.
+    """
+    held = _held_source(settings.data_dir / MARKER)
+    if held not in (None, source.name):
+        if not settings.uses_local_broker:
+            raise SetupError(
+                f"the topics that {settings.data_dir} belongs to hold {held}, and {source.name} must not be mixed in",
+                remedy=f"set {PREFIX}TOPIC_PREFIX and {PREFIX}DATA_DIR to new ones for {source.name}",
+            )
         settings = settings.model_copy(update={"data_dir": settings.data_dir / source.name})
         console.print(
-            f"{marker.parent} holds another source, so this run keeps its state in {settings.data_dir}.\n"
-            f"Say MINDSTREAM_DATA_DIR={settings.data_dir} to other commands.",
+            f"{settings.data_dir.parent} holds another source, so this run keeps its state in {settings.data_dir}.\n"
+            f"Say {PREFIX}DATA_DIR={settings.data_dir} to other commands.",
             highlight=False,
         )
-        marker = settings.data_dir / "source.json"
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"source": source.name}))
+    (settings.data_dir / MARKER).write_text(json.dumps({"source": source.name}))
     return settings
+
+
+def _held_source(marker: Path) -> str | None:
+    try:
+        return str(json.loads(marker.read_text())["source"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SetupError(f"{marker} does not say which source is held here", remedy="delete that file") from error
 
 
 def describe_source(source: EventSource) -> str:
@@ -114,12 +137,26 @@ def started_broker(settings: Settings, console: Console) -> Iterator[None]:
         broker.stop()
 
 
+@contextlib.asynccontextmanager
+async def beside(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run *work* beside the block and set its event at the end of it; should it fail, the block ends with its error."""
+    stop, block = asyncio.Event(), asyncio.current_task()
+    assert block is not None
+    task = asyncio.create_task(work(stop))
+    task.add_done_callback(lambda _ended: None if stop.is_set() else block.cancel())
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
 class _System:
     """The running children and what was seen of them."""
 
     def __init__(self, settings: Settings, options: UpOptions, source: EventSource, console: Console) -> None:
         self.settings, self.options, self.source, self.console = settings, options, source, console
-        self.measured = Measured(source=source.name, simulated=source.simulated)
+        self.measured = Measured(source.name, source.simulated, live_rate=options.live_rate)
         self.total = min(source.click_count, options.click_limit or source.click_count)
         self.first_live = self.total - max(1, int(self.total * LIVE_SHARE))
         self.stopping = asyncio.Event()
@@ -145,17 +182,14 @@ class _System:
         loop = asyncio.get_running_loop()
         for sent in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(sent, self.stopping.set)
-        await wait_for_broker(self.settings, timeout_s=60)
-        await create_topics(self.settings)
-        self.measured.broker_ready_at = time.monotonic()
         watching = [asyncio.create_task(self._keep_up()), asyncio.create_task(observe(self.settings, self.measured))]
         phases = asyncio.create_task(self._phases())
         stopped = asyncio.create_task(self.stopping.wait())
         try:
             await asyncio.wait({phases, stopped, *watching}, return_when=asyncio.FIRST_COMPLETED)
-            failed = [task for task in (phases, *watching) if task.done() and task.exception()]
-            for task in failed:
-                raise task.exception() or AssertionError
+            for task in (phases, *watching):
+                if task.done():
+                    task.result()
         finally:
             await self._stop([phases, stopped, *watching])
         if self.options.report_path is not None:
@@ -164,6 +198,9 @@ class _System:
         return 0
 
     async def _phases(self) -> None:
+        await wait_for_broker(self.settings, timeout_s=60)
+        await create_topics(self.settings)
+        self.measured.broker_ready_at = time.monotonic()
         for part in (self.serve, self.engine):
             self._start(part)
         self.version_zero.start()
@@ -173,7 +210,7 @@ class _System:
         )
         await self._replay()
         self._start(self.trainer)
-        async with self._live_traffic():
+        async with beside(self._send_live):
             await self._wait("Applying what was replayed", lambda: self.measured.is_applied)
             await self._wait(
                 "Training the first model version", lambda: self.measured.has_trained_version, self.trainer
@@ -223,17 +260,6 @@ class _System:
         if report.clicks_sent == 0:
             self.console.print("Everything was replayed before; going on from the state on disk.")
 
-    @contextlib.asynccontextmanager
-    async def _live_traffic(self) -> AsyncIterator[None]:
-        """Send live clicks around the block, and count what was sent when it ends."""
-        stop = asyncio.Event()
-        task = asyncio.create_task(self._send_live(stop))
-        try:
-            yield
-        finally:
-            stop.set()
-            await task
-
     async def _send_live(self, stop: asyncio.Event) -> None:
         """Send the held-back clicks with the time of sending, over and over."""
         while not stop.is_set():
@@ -282,7 +308,7 @@ class _System:
         await self._wait(title, lambda: time.monotonic() >= until)
 
     async def _stop(self, tasks: list[asyncio.Task[None] | asyncio.Task[bool]]) -> None:
-        """End the tasks, then the parts: producers of work first, the query service last."""
+        """End the tasks, then all parts together."""
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -77,6 +77,15 @@ def test_child_runs_at_the_niceness_it_was_given(tmp_path: Path):
     assert int(child.last_lines()) == os.nice(0) + 5
 
 
+def test_last_lines_of_a_long_log_are_its_end(tmp_path: Path):
+    child = Script("pass", folder=tmp_path)
+    assert child.last_lines() == ""
+
+    child.log_path.write_text("".join(f"line {number}\n" for number in range(100_000)))
+
+    assert child.last_lines(2) == "line 99998\nline 99999"
+
+
 def test_child_does_not_outlive_a_killed_parent(tmp_path: Path):
     code = (
         "import sys, time; from pathlib import Path; from tests.test_processes import Script, SLEEPER\n"
