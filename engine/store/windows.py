@@ -276,7 +276,7 @@ class PartitionStore:
             self._lists.update(counted)
             # A list made by the version before the swap, settled after the sweep's scan, would else be missed.
             if self._behind_activation is not None:
-                self._behind.extend(r.user_id for r in refreshed if r.activation != self._behind_activation)
+                self._behind.extend(r.user_id for r in refreshed if r.activation < self._behind_activation)
 
     def release(self, batch: DirtyBatch) -> None:
         """Offer the users of *batch* again, before all others: their lists were not published."""

@@ -238,6 +238,18 @@ def test_a_list_of_the_old_model_settled_after_the_swap_is_swept_too(store: Part
     assert [user.user_id for user in store.take_behind(2, 10).users] == ["a"]
 
 
+def test_live_refreshes_after_a_swap_that_left_nothing_to_sweep_queue_nobody(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="a"))
+    settle_all(store, activation=1)
+    store.release(store.take_behind(1, 1))  # the sweep of 1 has begun, and found everybody current
+
+    for at in range(5):  # 2 serves now; every list of this store is made by live clicks
+        apply(store, make_click(user_id="a", clicked_at_ms=1_000 + at))
+        settle_all(store, activation=2)
+
+    assert not store._behind
+
+
 def test_surplus_clicks_are_deleted_once_there_are_as_many_as_the_window_keeps(store: PartitionStore) -> None:
     apply(store, *(make_click(item_id=f"i{at}", clicked_at_ms=at) for at in range(1_000)))
     apply(store, *(make_click(user_id="other", item_id=f"i{at}", clicked_at_ms=at) for at in range(4)))
