@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import structlog
 
 from engine import metrics
-from engine.errors import EngineError, RegistryUnusable
+from engine.errors import RegistryUnusable
 from engine.log import Follower, Record
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, SnapshotHolder, load_snapshot
@@ -143,10 +143,8 @@ class HotSwap:
         except RegistryUnusable as error:
             log.warning("registry_unusable", version=announcement.model_version, problem=str(error))
             return False
-        except EngineError as error:
-            self._refuse(announcement, type(error).__name__, error)
-        except (OSError, RuntimeError, ValueError, MemoryError) as error:
-            # Whatever a library makes of a version that passed every check: it must not end what serves.
+        except Exception as error:
+            # Not only ours: whatever a library makes of a version that passed every check must not end what serves.
             self._refuse(announcement, type(error).__name__, error)
         else:
             self._serve(announcement, snapshot)

@@ -277,6 +277,24 @@ async def test_version_that_would_answer_nonsense_is_refused(lab: Lab):
     assert holder.current is before
 
 
+@pytest.mark.kafka
+@pytest.mark.parametrize("field", ["max_clicks", "profile_dimensions"])
+async def test_version_that_a_library_stumbles_over_is_refused_and_what_serves_goes_on(lab: Lab, field: str):
+    await lab.announce(lab.publish())
+    holder = await lab.start()
+    before, counted = holder.current, refusals()
+    parts = make_parts(seed=3)
+    odd = dataclasses.replace(parts, config={**(parts.config or {}), field: 10**30})
+
+    await lab.announce(lab.registry.publish(odd, created_at_ms=NOON_MS))
+    await lab.until(lambda: refusals() == counted + 1)
+    assert holder.current is before
+    good = lab.publish(seed=4)
+    await lab.announce(good)
+
+    await lab.until(lambda: holder.current is not None and holder.current.model_version == good)
+
+
 @pytest.mark.parametrize(
     "value", [None, b"", b"\xff", b"{", b"[]", b"null", b'{"model_version": "0001"}', b"[" * 100_000]
 )
