@@ -1,7 +1,7 @@
 """The `mindstream` command: one sub-command a role, each a thin call into the package that does the work.
 
 Imports stand inside the commands, so that `--help` answers at once and a query service loads no Faust.
-Exit codes: 0 done, 1 a named failure, 2 a wrong setting or argument.
+Exit codes: 0 done, 1 a named failure, 2 a wrong setting or argument, 130 broken off by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def simulate(
     ] = None,
     speed: Annotated[float | None, typer.Option(min=0.001, help="Compress event time by this factor instead.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the shop; the same seed is the same shop.")] = None,
-    items: Annotated[int, typer.Option(min=100, help="Size of the catalog.")] = 4_000,
+    items: Annotated[int, typer.Option(min=200, help="Size of the catalog.")] = 4_000,
     users: Annotated[int, typer.Option(min=10, help="How many users, bots included.")] = 3_000,
     clicks: Annotated[int, typer.Option(min=100, help="How many clicks.")] = 120_000,
     restamp: Annotated[bool, typer.Option("--restamp", help="Send each click with the time of sending.")] = False,
@@ -354,9 +354,13 @@ def list_versions() -> None:
     from trainer.publish import list_models
 
     for row in list_models(_on_cluster("models")):
+        mark = "*" if row.is_current else " "
+        if row.created_at_ms is None:
+            _show(f"{mark} {row.version}\t{row.problem or 'its manifest names no time'}")
+            continue
         made = datetime.fromtimestamp(row.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         judged = "-" if row.recall_at_50 is None else f"{row.recall_at_50:.4f} (popular {row.popular_recall_at_50:.4f})"
-        _show(f"{'*' if row.is_current else ' '} {row.version}\t{made} UTC\t{row.items} items\tRecall@50 {judged}")
+        _show(f"{mark} {row.version}\t{made} UTC\t{row.items} items\tRecall@50 {judged}")
 
 
 @models.command("promote")

@@ -18,6 +18,9 @@ def configure_logs(settings: Settings, *, role: str) -> None:
     logging.basicConfig(
         level=max(level, logging.WARNING), format="%(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
+    if level > logging.DEBUG:
+        # kafka-python writes a dozen lines for a broker that is away; the LogError that follows says it in one.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

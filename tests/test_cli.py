@@ -9,6 +9,7 @@ import pytest
 
 from engine.cli import duration_s
 from engine.errors import ConfigError
+from tests.conftest import free_port
 
 COMMANDS = [
     "up",
@@ -68,6 +69,14 @@ def test_missing_data_is_one_sentence_and_exit_code_1(tmp_path: Path):
     assert answer.returncode == 1
     assert "no-such-folder" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_broker_that_is_away_is_one_sentence_without_the_library_s_own(tmp_path: Path):
+    answer = mindstream("models", "list", folder=tmp_path, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}")
+
+    assert answer.returncode == 1
+    assert len(answer.stderr.splitlines()) == 1
+    assert "check that the broker runs" in answer.stderr
 
 
 def test_durations_carry_a_unit():

@@ -188,7 +188,7 @@ def read_small_topic(consumer: Any, topic: str) -> Iterator[Any]:
 def _partitions(consumer: Any, topic: str) -> list[Any]:
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
-        raise LogError(f"topic {topic}", problem="does not exist", remedy="run `mindstream topics` to make it")
+        raise LogError(f"topic {topic}", problem="does not exist", remedy="run `mindstream topics create`")
     return [kafka.TopicPartition(topic, number) for number in sorted(numbers)]
 
 

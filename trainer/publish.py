@@ -20,7 +20,7 @@ import structlog
 from kafka.errors import KafkaError
 
 from engine.ann.hnsw import HnswIndex
-from engine.errors import LogError, RegistryUnusable, UnknownVersion
+from engine.errors import DamagedVersion, LogError, RegistryUnusable, UnknownVersion
 from engine.events import ItemEvent
 from engine.model import InterestModel
 from engine.model.parts import VersionParts
@@ -51,12 +51,14 @@ class ModelRow:
     """One version of the registry, for `mindstream models list`."""
 
     version: str
-    created_at_ms: int
+    created_at_ms: int | None
     items: int
     parent: str | None
     recall_at_50: float | None
     popular_recall_at_50: float | None
     is_current: bool
+    problem: str | None = None
+    """Why the manifest can't be read; then the figures are empty."""
 
 
 def prepare(
@@ -186,23 +188,28 @@ def list_models(settings: Settings) -> list[ModelRow]:
 
     Raises:
         LogError: the log can't be reached.
-        ModelError: a manifest is damaged, or the registry can't be read.
+        RegistryUnusable: the registry can't be read.
     """
     registry, announced = Registry(settings.registry), read_announced(settings)
     current = announced[-1].model_version if announced else None
     rows = []
     for version in registry.list_versions():
-        manifest = registry.manifest(version)
+        manifest, problem = dict[str, Any](), None
+        try:
+            manifest = registry.manifest(version)
+        except (UnknownVersion, DamagedVersion) as error:
+            problem = str(error)
         metrics = manifest.get("metrics") or {}
         rows.append(
             ModelRow(
                 version=version,
-                created_at_ms=manifest["created_at_ms"],
+                created_at_ms=manifest.get("created_at_ms"),
                 items=manifest.get("items", 0),
                 parent=manifest.get("parent"),
                 recall_at_50=metrics.get("recall_at_50"),
                 popular_recall_at_50=metrics.get("popular_recall_at_50"),
                 is_current=version == current,
+                problem=problem,
             )
         )
     return rows
@@ -227,13 +234,19 @@ def current_version(settings: Settings) -> str | None:
 
 
 def current_manifest(settings: Settings) -> dict[str, Any] | None:
-    """Return the manifest of the trained version announced last; None where there is none, or it is gone."""
+    """Return the manifest of the trained version announced last; None where there is none, or none to be read.
+
+    Raises:
+        LogError: the log can't be reached.
+        RegistryUnusable: the registry can't be read.
+    """
     version = current_version(settings)
     if version is None or version == POPULAR_VERSION:
         return None
     try:
         return Registry(settings.registry).manifest(version)
-    except UnknownVersion:
+    except (UnknownVersion, DamagedVersion) as error:
+        log.warning("current_version_unreadable", version=version, problem=str(error))
         return None
 
 

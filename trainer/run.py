@@ -145,8 +145,8 @@ class _Run:
         reading = self._read(since_ms)
         if not read_announced(self._settings):
             self._publish_zero(reading)
-        self._check_enough(reading)
         before, later = split_by_time(reading.log, self._settings.holdout_share)
+        self._check_enough(reading, before)
         model = self._train(before, self._config(parent))
         evaluation = self._evaluate(model, before, later)
         problem = None if self._force else objection(evaluation)
@@ -178,10 +178,10 @@ class _Run:
             announced = publish_version_zero(self._settings, popular_items(reading.log), now_ms=now_ms())
         self._display.say(f"Published version {announced.model_version}, the popular lists.")
 
-    def _check_enough(self, reading: Reading) -> None:
+    def _check_enough(self, reading: Reading, before: ClickLog) -> None:
         clicks, users, least = reading.log.click_count, len(reading.log.histories), self._settings.train_min_clicks
-        if clicks < least or all(len(history.clicks) < 2 for history in reading.log.histories):
-            needed = f"at least {least} clicks, and a user with two"
+        if clicks < least or all(len(history.clicks) < 2 for history in before.histories):
+            needed = f"at least {least} clicks, and a user with two before the held-out ones"
             raise NotEnoughClicks(clicks=clicks, users=users, needed=needed)
 
     def _config(self, parent: Mapping[str, Any] | None) -> MindConfig:

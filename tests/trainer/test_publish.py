@@ -135,3 +135,16 @@ def test_model_with_numbers_that_are_not_finite_is_neither_written_nor_announced
 
     assert Registry(settings.registry).list_versions() == []
     assert read_announced(settings) == []
+
+
+@pytest.mark.kafka
+def test_damaged_version_is_listed_with_what_is_wrong_and_stops_no_training(settings: Settings):
+    publish(settings, parts_of(), now_ms=NOON_MS)
+    (Path(settings.registry) / "versions" / "0001" / "manifest.json").write_text("[]")
+
+    (row,) = list_models(settings)
+
+    assert (row.version, row.is_current, row.created_at_ms) == ("0001", True, None)
+    assert row.problem is not None
+    assert "manifest.json has" in row.problem
+    assert current_manifest(settings) is None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kafka
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -126,6 +127,14 @@ def test_too_few_clicks_train_nothing_but_popular_lists_are_there(settings: Sett
 
     assert [announced.model_version for announced in read_announced(settings)] == ["0000"]
     assert load_snapshot(settings, "0000", 0).popular.overall
+
+
+@pytest.mark.kafka
+def test_clicks_of_one_moment_leave_nothing_to_learn_from_and_the_error_says_so(settings: Settings):
+    send(settings, [msgspec.structs.replace(click, clicked_at_ms=NOON_MS) for click in tasteful_clicks()])
+
+    with pytest.raises(NotEnoughClicks, match="a user with two before the held-out ones"):
+        run_training(settings, display=quiet()[0])
 
 
 @pytest.mark.kafka
