@@ -238,18 +238,19 @@ class PartitionStore:
     def take_behind(self, activation: int, limit: int) -> DirtyBatch:
         """Take at most *limit* users whose list another activation made, the most recently active first.
 
-        The first call with a new activation scans all derived rows; the following ones take from that queue.
+        The first call with a new activation scans all derived rows, some 4 microseconds each, while clicks are applied;
+        the following ones take from that queue.
         """
+        if activation != self._behind_activation:
+            self._start_sweep(activation)
         with self._lock:
-            if activation != self._behind_activation:
-                self._start_sweep(activation)
-            users: list[DirtyUser] = []
+            users: dict[str, DirtyUser] = {}
             while self._behind and len(users) < limit:
                 user_id = self._behind.popleft()
                 row = self._read_derived(user_id)
                 if row is not None and row.activation != activation:
-                    users.append(DirtyUser(user_id, None))
-            return self._new_batch(users)
+                    users[user_id] = DirtyUser(user_id, None)
+            return self._new_batch(list(users.values()))
 
     def settle(self, batch: DirtyBatch, refreshed: Sequence[Refreshed]) -> None:
         """Note that the lists of *batch* are acknowledged: delete its marks, write derived rows, drop surplus clicks.
@@ -299,12 +300,19 @@ class PartitionStore:
         return batch.close()
 
     def _start_sweep(self, activation: int) -> None:
-        rows = [
-            (row.last_activity_ms, user) for user, row in scan_derived(self._db.iter()) if row.activation != activation
-        ]
+        with self._lock:
+            view = self._db.iter()
+            # From here on `settle` queues what this view doesn't show.
+            self._behind.clear()
+            self._behind_activation = activation
+        try:
+            rows = [(row.last_activity_ms, user) for user, row in scan_derived(view) if row.activation != activation]
+        except BaseException:
+            self._behind_activation = None
+            raise
         rows.sort(key=lambda row: row[0], reverse=True)
-        self._behind = deque(user for _, user in rows)
-        self._behind_activation = activation
+        with self._lock:
+            self._behind.extendleft(user for _, user in reversed(rows))
 
     def _read_derived(self, user_id: str) -> DerivedRow | None:
         stored = self._db.get(DERIVED + user_id.encode())

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from rocksdict import RdictIter
 
 from engine.errors import DamagedStore, StoreBusy, StoreFormatError
 from engine.events import ClickEvent
 from engine.settings import Settings
+from engine.store import windows
+from engine.store.codec import DerivedRow
 from engine.store.windows import LoggedClick, PartitionStore, Refreshed, StoreHeader, dump_windows, stores_dir
 from engine.window import BehaviorWindow
 from tests.builders import make_click
@@ -236,6 +239,41 @@ def test_a_list_of_the_old_model_settled_after_the_swap_is_swept_too(store: Part
     store.settle(late, [Refreshed("a", 1, 1)])
 
     assert [user.user_id for user in store.take_behind(2, 10).users] == ["a"]
+
+
+def test_clicks_are_applied_while_a_sweep_looks_for_its_users(
+    store: PartitionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(store, make_click(user_id="a"), make_click(user_id="b"))
+    settle_all(store, activation=1)
+    scan = windows.scan_derived
+
+    def slow_scan(view: RdictIter) -> Iterator[tuple[str, DerivedRow]]:
+        for row in scan(view):
+            ingest = threading.Thread(target=apply, args=(store, make_click(user_id="c")), daemon=True)
+            ingest.start()
+            ingest.join(5.0)
+            assert not ingest.is_alive(), "ingest waits for the whole scan"
+            yield row
+
+    monkeypatch.setattr(windows, "scan_derived", slow_scan)
+
+    assert [user.user_id for user in store.take_behind(2, 10).users] == ["a", "b"]
+
+
+def test_user_queued_twice_for_the_sweep_is_taken_once(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="a"))
+    settle_all(store, activation=1)
+    apply(store, make_click(user_id="a"))
+    late = store.take_dirty(1)
+    store.release(store.take_behind(2, 1))
+    store.settle(late, [Refreshed("a", 1, 1)])
+
+    swept = store.take_behind(2, 10)
+    store.settle(swept, [Refreshed(user.user_id, 1, 2) for user in swept.users])
+
+    assert len(swept.users) == 1
+    assert store.count_lists(2) == (1, 1)
 
 
 def test_live_refreshes_after_a_swap_that_left_nothing_to_sweep_queue_nobody(store: PartitionStore) -> None:
