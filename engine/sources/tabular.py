@@ -273,7 +273,9 @@ def as_id(value: Any, what: str, most_bytes: int = MAX_ID_BYTES) -> str:
         value = int(value)  # Parquet keeps a column of integers with gaps as floats
     text = str(value).strip() if _is_given(value) else ""
     if not text or CONTROL.search(text) or len(text.encode("utf-8", "surrogatepass")) > most_bytes:
-        raise BadRow(what, f"{what} {value!r} is not text of 1 to {most_bytes} bytes")
+        # The sentence goes to the log, which names no user.
+        given = f"of {len(text)} characters" if text and what == "user" else repr(value)
+        raise BadRow(what, f"{what} {given} is not text of 1 to {most_bytes} bytes")
     return text
 
 

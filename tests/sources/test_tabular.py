@@ -109,6 +109,14 @@ def test_bad_rows_are_skipped_counted_and_the_first_is_named(tmp_path: Path):
     assert source.first_dropped == "row 3: user None is not text of 1 to 256 bytes"
 
 
+def test_user_that_can_not_be_taken_is_not_named(tmp_path: Path):
+    path = write(tmp_path / "c.csv", f"user,item,time\n{'someone@example.org' * 20},i1,1000\nu2,i2,1001\n")
+
+    source = TabularClicks(path)
+
+    assert source.first_dropped == "row 2: user of 380 characters is not text of 1 to 256 bytes"
+
+
 def test_rows_of_one_moment_keep_the_order_of_the_file_in_the_window_too(tmp_path: Path):
     rows = "".join(f"u,i{9 - place},1000\n" for place in range(10))
     clicks = list(open_source(write(tmp_path / "c.csv", "user,item,time\n" + rows)).clicks())
