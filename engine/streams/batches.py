@@ -34,6 +34,8 @@ from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from engine.log import Epoch
+from engine.log.epoch import read_epoch
 from engine.settings import Settings
 
 FAUST_VERSION, AIOKAFKA_VERSION = "0.15.3", "0.14.0"
@@ -81,8 +83,8 @@ class Bounds(NamedTuple):
 class Intake(Protocol):
     """What the adapter hands batches to; every method is called on the event loop."""
 
-    async def start_positions(self, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
-        """Take over exactly these partitions, and return the next offset to read of each."""
+    async def start_positions(self, epoch: Epoch, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
+        """Take over exactly these partitions of the topic that is now *epoch*; return the next offset of each."""
 
     async def revoke(self) -> None:
         """Finish the batch in flight and let go of all partitions."""
@@ -177,7 +179,8 @@ class _BatchConsumer(driver.Consumer):
         tps = self.assignment()
         first, end = await self.earliest_offsets(*tps), await self.highwaters(*tps)
         bounds = {tp.partition: Bounds(first[tp], end[tp]) for tp in tps}
-        positions = await self.app.intake.start_positions(bounds)
+        epoch = await read_epoch(self.app.settings, self.app.settings.topic("clicks"))
+        positions = await self.app.intake.start_positions(epoch, bounds)
         await self.seek_wait({tp: positions[tp.partition] for tp in tps})
 
     # --- intake

@@ -103,13 +103,24 @@ class Ingest:
 
     # --- partitions come and go
 
-    async def start_positions(self, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
+    async def start_positions(self, epoch: Epoch, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
         """Open a store for each partition in *bounds*, close all others, and return each one's next offset.
 
+        Args:
+            epoch: what `clicks` is now. With other partitions users would belong elsewhere, made anew its offsets would
+                mean other clicks, so an engine that runs on another epoch must stop.
+            bounds: the partitions that this engine owns from now on, and what the log holds of each.
+
         Raises:
-            LogError: the log no longer holds what a store needs next, or ends before what it has applied.
+            LogError: the log is another one, no longer holds what a store needs next, or ends before what it applied.
             StoreError: a store can't be opened for this topic.
         """
+        if epoch != self._epoch:
+            raise LogError(
+                self._settings.topic("clicks"),
+                problem=f"is not what this engine was started on: it was {self._epoch}, it is {epoch}",
+                remedy="start the engine again; where its stores don't fit the topic any more it says what to do",
+            )
         async with self._busy:
             self._revoking.clear()
             await self._close(set(self._owned) - set(bounds))
@@ -204,6 +215,9 @@ class Ingest:
                 owned.is_live = True
                 log.info("partition_caught_up", partition=partition, offset=position)
                 self._refresh.add_partition(partition, owned.store)
+        self._show_lag()
+
+    def _show_lag(self) -> None:
         metrics.CONSUMER_LAG.set(sum(owned.lag for owned in self._owned.values()))
 
     async def _apply(self, batch: ClickBatch) -> bool:
@@ -211,6 +225,8 @@ class Ingest:
         owned = self._owned.get(batch.partition)
         if owned is None or batch.is_void:
             return False
+        owned.lag = max(owned.lag, len(batch.records))  # a batch may wait for the dead-letter topic for hours
+        self._show_lag()
         with _timed("decode"):
             decoded = await self._in_thread(self._decode, batch, owned.store.applied_offset)
         if decoded.rejected and not await self._unless_revoked(self._dead_letters.send(decoded.rejected)):

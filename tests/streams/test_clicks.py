@@ -3,8 +3,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -81,7 +82,7 @@ class Bench:
         self.ingest = Ingest(settings, EPOCH, dead_letters, self.refresh, on_failure=self.failures.append)
 
     async def own(self, partition: int = PARTITION, *, first: int = 0, end: int = 0) -> int:
-        return (await self.ingest.start_positions({partition: Bounds(first, end)}))[partition]
+        return (await self.ingest.start_positions(self.ingest._epoch, {partition: Bounds(first, end)}))[partition]
 
     async def take(self, *records: RecordOf, partition: int = PARTITION) -> ClickBatch:
         batch = ClickBatch(partition, records)
@@ -328,6 +329,29 @@ async def test_a_store_of_another_topic_is_refused(bench: Bench, settings: Setti
     with pytest.raises(StoreFormatError, match="topic_id"):
         await other.own()
     await other.ingest.close()
+
+
+@pytest.mark.parametrize("change", [{"partitions": 5}, {"topic_id": "made anew"}], ids=["more partitions", "made anew"])
+async def test_a_topic_that_changed_under_a_running_engine_is_refused(bench: Bench, change: dict[str, Any]) -> None:
+    await bench.own()
+
+    with pytest.raises(LogError, match="is not what this engine was started on"):
+        await bench.ingest.start_positions(replace(EPOCH, **change), {PARTITION: Bounds(0, 0)})
+
+
+async def test_a_batch_that_waits_for_the_dead_letter_topic_is_lag(bench: Bench) -> None:
+    await bench.own()
+    bench.log.is_down = True
+    taking = asyncio.create_task(bench.take(*(RecordOf(offset, b"bad") for offset in range(7))))
+    while not bench.log.attempts:
+        await asyncio.sleep(0.01)
+
+    assert counted("mindstream_consumer_lag") == 7
+
+    bench.log.is_down = False
+    await taking
+    bench.ingest.progress({PARTITION: Bounds(7, 7)})
+    assert counted("mindstream_consumer_lag") == 0
 
 
 async def test_a_fault_of_ours_stops_the_intake_before_anything_is_acknowledged(bench: Bench) -> None:
