@@ -92,7 +92,7 @@ class MadeList:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one user; no list where no click is known, or where none can be made."""
+    """What came of one user; no list where none is due, or where none can be made."""
 
     refreshed: Refreshed
     made: MadeList | None = None
@@ -107,6 +107,7 @@ class Behavior:
     window_offset: int
     window: BehaviorWindow
     profile: Mapping[str, str | float]
+    has_list: bool
 
     def to_input(self) -> UserInput:
         """Return the behavior in the model's words."""
@@ -138,7 +139,10 @@ class ListMaker:
         self._batches = 0
 
     def make(self, taken: Sequence[Taken]) -> list[Made]:
-        """Return the lists of all users taken, partition by partition; one without a known click gets none.
+        """Return the lists of all users taken, partition by partition.
+
+        A user without a known click gets none, or an empty one in place of the list that is out: a query then answers
+        with popular items, and not for ever with what another window or another version made.
 
         A user of whom no list can be made gets none either: logged and counted, and done with like the others, so that
         nobody waits for a window that fails again and again. The next click and the next version try it again.
@@ -203,23 +207,19 @@ class ListMaker:
 
     def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> list[RecallList | None]:
         vectors = interests.vectors[interests.mask]  # (Q, D): interests not in use never search
-        if not len(vectors):
-            return [None] * len(behaviors)
         self._note_availability()
         rows, scores = self._index.search(vectors, self._search_size())
-        if self._batches % AUDIT_EVERY == 0:
+        if len(vectors) and self._batches % AUDIT_EVERY == 0:
             self._audit(vectors, rows)
         counts = interests.mask.sum(axis=1)
         ends = np.cumsum(counts)
         lists: list[RecallList | None] = []
         for place, behavior in enumerate(behaviors):
-            if not counts[place]:
-                lists.append(None)
-                continue
             own = slice(ends[place] - counts[place], ends[place])
             numbers = np.flatnonzero(interests.mask[place]).tolist()
-            items = self._merge(behavior, vectors[own], rows[own], scores[own], numbers)
-            lists.append(self._describe(behavior, items, interests, place, numbers))
+            items = self._merge(behavior, vectors[own], rows[own], scores[own], numbers) if numbers else []
+            is_due = bool(numbers) or behavior.has_list
+            lists.append(self._describe(behavior, items, interests, place, numbers) if is_due else None)
         return lists
 
     def _note_availability(self) -> None:
@@ -303,7 +303,8 @@ class ListMaker:
 
 def _read_behavior(batch: DirtyBatch, user: DirtyUser) -> Behavior:
     window, profile = batch.read_window(user.user_id), batch.read_profile(user.user_id)
-    return Behavior(user.user_id, user.accepted_at_ms, batch.applied_offset, window, profile)
+    has_list = batch.has_list(user.user_id)
+    return Behavior(user.user_id, user.accepted_at_ms, batch.applied_offset, window, profile, has_list)
 
 
 def _gather(taken: Taken, outcomes: Sequence[Outcome]) -> Made:

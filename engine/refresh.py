@@ -197,10 +197,12 @@ class RefreshLoop:
         now_ms = self._now_ms()
         for one in (one for part in made for one in part.lists):
             accepted_at_ms = one.recall_list.accepted_at_ms
-            if accepted_at_ms is not None:
-                # Both only now: a batch that is given back and tried again would count its interests each time.
+            if accepted_at_ms is None:
+                continue
+            metrics.CLICK_TO_LIST.observe(max(0, now_ms - accepted_at_ms) / 1000)
+            if one.recall_list.interests:
+                # Only now: a batch that is given back and tried again would count its interests each time.
                 metrics.CLICK_TO_INTERESTS.observe(max(0, one.routed_at_ms - accepted_at_ms) / 1000)
-                metrics.CLICK_TO_LIST.observe(max(0, now_ms - accepted_at_ms) / 1000)
 
     async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -429,6 +429,33 @@ async def test_user_of_unknown_items_has_no_list_until_a_version_knows_them(tmp_
         assert engine.list_of("u1").activation == 2
 
 
+async def test_list_of_a_version_that_knew_the_users_items_does_not_outlive_it(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot(activation=1)) as engine:
+        engine.click(*clicks("u1", "i001"))
+        await engine.settled()
+
+        engine.holder.swap(make_snapshot(ITEM_IDS[100:], activation=2))
+        engine.loop.notify()
+        await engine.settled()
+
+        emptied = engine.list_of("u1")
+    assert (emptied.activation, emptied.items, emptied.interests) == (2, [], [])
+    assert [click.item_id for click in emptied.window] == ["i001"]
+
+
+async def test_window_that_lost_its_last_known_click_empties_the_list(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot()) as engine:
+        engine.click(*clicks("u1", "i001"))
+        await engine.settled()
+        timed = sample_sum(metric=CLICK_TO_INTERESTS)
+
+        engine.click(*clicks("u1", *(f"new-{n:02d}" for n in range(20)), first_ms=NOON_MS + 10))
+        await engine.settled()
+
+        assert (engine.list_of("u1").items, engine.list_of("u1").window_offset) == ([], 20)
+    assert sample_sum(metric=CLICK_TO_INTERESTS) == timed, "no interests were made"
+
+
 # --- many users
 
 

@@ -59,6 +59,12 @@ def scan_derived(view: RdictIter) -> Iterator[tuple[str, DerivedRow]]:
         yield key[1:].decode(), codec.decode_derived(value)
 
 
+def has_derived(view: RdictIter, user_id: str) -> bool:
+    """Return whether the user has a derived row."""
+    key = DERIVED + user_id.encode()
+    return next(scan_keys(view, key, start=key), None) == key
+
+
 def scan_users(view: RdictIter) -> Iterator[str]:
     """Yield every user that has a window, in byte order."""
     start = CLICKS

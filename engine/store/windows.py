@@ -32,6 +32,7 @@ from engine.store.codec import CLICKS, DERIVED, PROFILES, DerivedRow, ProfileVal
 from engine.store.rocksdb import open_for_reading, open_for_writing
 from engine.store.scans import (
     DirtyUser,
+    has_derived,
     joined,
     read_marks,
     read_offset,
@@ -94,6 +95,10 @@ class DirtyBatch:
     def read_profile(self, user_id: str) -> dict[str, str | float]:
         """Return the user's profile as of `applied_offset`."""
         return scan_profile(self._open_view(), user_id)
+
+    def has_list(self, user_id: str) -> bool:
+        """Return whether the user was refreshed before, so that a list may be out."""
+        return has_derived(self._open_view(), user_id)
 
     def _open_view(self) -> RdictIter:
         assert self._view is not None, "a dirty batch is read before it is settled or released"
