@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from engine.events import ClickEvent
+from engine.events import ClickEvent, ItemEvent
 from engine.window import BehaviorWindow
 
 NOON_MS = 1_291_204_800_000
@@ -35,3 +35,20 @@ def make_click(
 def make_window(*, clicked_at_ms: Sequence[int], user_id: str = "u1", max_clicks: int = 50) -> BehaviorWindow:
     clicks = [make_click(user_id=user_id, item_id=f"i{at}", clicked_at_ms=at) for at in clicked_at_ms]
     return BehaviorWindow.of(clicks, max_clicks=max_clicks)
+
+
+class ListSource:
+    """A source of the clicks and items in two lists."""
+
+    simulated = False
+    dropped: Mapping[str, int] = {}
+
+    def __init__(self, clicks: Sequence[ClickEvent], items: Sequence[ItemEvent] = (), *, name: str = "list") -> None:
+        self._clicks, self._items = clicks, items
+        self.name, self.click_count = name, len(clicks)
+
+    def clicks(self) -> Iterator[ClickEvent]:
+        return iter(self._clicks)
+
+    def items(self) -> Iterator[ItemEvent]:
+        return iter(self._items)

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: one real broker for the whole run."""
+"""Fixtures that many tests share: one real broker for the whole run, and topics of a test's own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from engine.settings import Settings
 from engine.streams.local_broker import LocalBroker
+from engine.streams.topics import create_topics
 
 # Below the range from which the kernel takes ports for outgoing connections: one that is free now stays free while a
 # broker starts. Runs side by side begin at different places.
@@ -49,3 +50,14 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         yield settings.model_copy(update={"kafka_bootstrap_servers": running.bootstrap_servers})
     finally:
         running.stop()
+
+
+_topic_prefixes = (f"own{number}-" for number in itertools.count())
+
+
+@pytest.fixture
+async def settings(broker: Settings, tmp_path: Path) -> Settings:
+    """Settings of a test's own: topics under its own prefix, made, and an empty data directory."""
+    own = broker.model_copy(update={"topic_prefix": next(_topic_prefixes), "data_dir": tmp_path})
+    await create_topics(own)
+    return own

@@ -16,6 +16,7 @@ from engine.snapshot import PopularLists, ServingSnapshot
 from tests.builders import NOON_MS
 
 ITEM_IDS = tuple(f"i{number:03d}" for number in range(400))
+POPULAR = PopularLists(ITEM_IDS[:10])
 
 
 def make_model(item_ids: Sequence[str] = ITEM_IDS, *, seed: int = 7) -> InterestModel:
@@ -42,15 +43,17 @@ def make_snapshot(
     )
 
 
-def make_popular_snapshot(*, activation: int = 0) -> ServingSnapshot:
+def make_popular_snapshot(
+    popular: PopularLists = POPULAR, *, item_ids: tuple[str, ...] = (), activation: int = 0
+) -> ServingSnapshot:
     return ServingSnapshot(
         model_version="0000",
         activation=activation,
         trained_at_ms=NOON_MS,
         model=None,
         index=None,
-        item_ids=(),
-        popular=PopularLists(ITEM_IDS[:10]),
+        item_ids=item_ids,
+        popular=popular,
     )
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,30 +21,11 @@ from engine.simulate import SimulatedShop
 from engine.sources.pace import Ahead, Pace
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
-from tests.builders import NOON_MS, make_click
+from tests.builders import NOON_MS, ListSource, make_click
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parent.parent
 T = TypeVar("T")
-_prefixes = (f"replay{number}-" for number in itertools.count())
-
-
-class ListSource:
-    """Clicks and items from lists."""
-
-    name = "list"
-    simulated = False
-    dropped: Mapping[str, int] = {}
-
-    def __init__(self, clicks: Sequence[ClickEvent], items: Sequence[ItemEvent] = ()) -> None:
-        self._clicks, self._items = clicks, items
-        self.click_count = len(clicks)
-
-    def clicks(self) -> Iterator[ClickEvent]:
-        return iter(self._clicks)
-
-    def items(self) -> Iterator[ItemEvent]:
-        return iter(self._items)
 
 
 def make_source(clicks: int, *, name: str = "list") -> ListSource:
@@ -59,14 +40,6 @@ def make_source(clicks: int, *, name: str = "list") -> ListSource:
     )
     source.name = name
     return source
-
-
-@pytest.fixture
-async def settings(broker: Settings, tmp_path: Path) -> Settings:
-    """Settings of a topic family of the test's own, its topics made."""
-    own = broker.model_copy(update={"topic_prefix": next(_prefixes), "data_dir": tmp_path})
-    await create_topics(own)
-    return own
 
 
 async def read_topic(settings: Settings, topic: str) -> list[Record]:
@@ -243,7 +216,7 @@ async def test_damaged_place_is_refused(settings: Settings, tmp_path: Path):
 async def test_place_in_a_log_that_is_gone_is_forgotten(settings: Settings, tmp_path: Path):
     place = tmp_path / "place.json"
     await replay(settings, make_source(10), resume_file=place)
-    elsewhere = settings.model_copy(update={"topic_prefix": next(_prefixes)})
+    elsewhere = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "elsewhere-"})
     await create_topics(elsewhere)
 
     report = await replay(elsewhere, make_source(10), resume_file=place)

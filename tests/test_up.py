@@ -10,8 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -20,33 +18,15 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from engine.errors import ConfigError, SetupError
-from engine.events import ClickEvent, ItemEvent
 from engine.settings import Settings
 from engine.summary import Measured, observe, report, service_address, show_summary
 from engine.up import UpOptions, beside, claim_data_dir, count_users, describe_source, run_up
-from tests.builders import make_click
+from tests.builders import ListSource, make_click
 from tests.conftest import free_port
 
 
-@dataclass
-class Source:
-    name: str = "a-shop"
-    simulated: bool = False
-    users: tuple[str, ...] = ("u1", "u2", "u1", "u3")
-
-    @property
-    def click_count(self) -> int:
-        return len(self.users)
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        return {}
-
-    def items(self) -> Iterable[ItemEvent]:
-        return []
-
-    def clicks(self) -> Iterable[ClickEvent]:
-        return [make_click(user_id=user) for user in self.users]
+def make_source(name: str = "a-shop") -> ListSource:
+    return ListSource([make_click(user_id=user) for user in ("u1", "u2", "u1", "u3")], name=name)
 
 
 def quiet() -> Console:
@@ -56,35 +36,35 @@ def quiet() -> Console:
 def test_first_source_takes_the_data_directory_and_keeps_it(tmp_path: Path):
     settings = Settings(data_dir=tmp_path / "data")
 
-    first = claim_data_dir(settings, Source(), quiet())
-    again = claim_data_dir(settings, Source(), quiet())
+    first = claim_data_dir(settings, make_source(), quiet())
+    again = claim_data_dir(settings, make_source(), quiet())
 
     assert first.data_dir == again.data_dir == tmp_path / "data"
 
 
 def test_another_source_gets_a_directory_of_its_own_so_that_shops_never_mix(tmp_path: Path):
     settings = Settings(data_dir=tmp_path / "data")
-    claim_data_dir(settings, Source("a-shop"), quiet())
+    claim_data_dir(settings, make_source("a-shop"), quiet())
 
-    other = claim_data_dir(settings, Source("b-shop"), quiet())
-    other_again = claim_data_dir(settings, Source("b-shop"), quiet())
+    other = claim_data_dir(settings, make_source("b-shop"), quiet())
+    other_again = claim_data_dir(settings, make_source("b-shop"), quiet())
 
     assert other.data_dir == other_again.data_dir == tmp_path / "data" / "b-shop"
 
 
 def test_another_source_is_refused_where_the_log_is_a_cluster_of_the_users_own(tmp_path: Path):
     settings = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers="kafka-1:9092")
-    claim_data_dir(settings, Source("a-shop"), quiet())
+    claim_data_dir(settings, make_source("a-shop"), quiet())
 
     with pytest.raises(SetupError, match=r"hold a-shop, and b-shop must not be mixed in; set MINDSTREAM_TOPIC_PREFIX"):
-        claim_data_dir(settings, Source("b-shop"), quiet())
+        claim_data_dir(settings, make_source("b-shop"), quiet())
 
 
 def test_damaged_mark_of_the_source_is_named(tmp_path: Path):
     (tmp_path / "source.json").write_text("{")
 
     with pytest.raises(SetupError, match=r"source\.json does not say which source is held here; delete that file"):
-        claim_data_dir(Settings(data_dir=tmp_path), Source(), quiet())
+        claim_data_dir(Settings(data_dir=tmp_path), make_source(), quiet())
 
 
 def test_engine_without_metrics_can_not_be_followed(tmp_path: Path):
@@ -117,12 +97,15 @@ def test_ctrl_c_is_heeded_while_a_cluster_is_waited_for(tmp_path: Path):
 
 @pytest.mark.parametrize(("simulated", "words"), [(True, "simulated shop, not real events"), (False, "real events")])
 def test_source_says_plainly_whether_it_is_simulated(simulated: bool, words: str):
-    assert words in describe_source(Source(simulated=simulated))
+    source = make_source()
+    source.simulated = simulated
+
+    assert words in describe_source(source)
 
 
 def test_users_are_counted_over_the_clicks_that_were_sent():
-    assert count_users(Source(), 3) == 2
-    assert count_users(Source(), 4) == 3
+    assert count_users(make_source(), 3) == 2
+    assert count_users(make_source(), 4) == 3
 
 
 async def test_block_ends_with_the_error_of_what_runs_beside_it():

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
-from trainer.log import read_log
 
 from engine.model.features import UserInput
 from engine.model.mind import InterestModel
 from engine.model.registry import Registry
 from engine.recall import RecallList, decode_list
 from engine.settings import Settings
+from trainer.log import read_log
 
 TOLERANCE = 2e-3
 """Scores are around 10 and routed in float32, in batches of another size than the engine's."""

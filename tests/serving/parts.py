@@ -20,6 +20,7 @@ from engine.settings import Settings
 from engine.snapshot import PopularLists, ServingSnapshot
 from engine.store.lists import ListStore
 from tests.builders import NOON_MS
+from tests.served import make_popular_snapshot
 
 EPOCH = "epoch-1"
 
@@ -72,16 +73,8 @@ def item_record(item: ItemEvent, *, offset: int = 0) -> Record:
 
 
 def make_snapshot(*, popular: Sequence[str] = ("p1", "p2", "p3"), activation: int = 1) -> ServingSnapshot:
-    return ServingSnapshot(
-        model_version="0000",
-        activation=activation,
-        trained_at_ms=NOON_MS,
-        model=None,
-        index=None,
-        item_ids=tuple(popular),
-        popular=PopularLists(tuple(popular), {"lighting": ("p3", "p2")}),
-        metrics={},
-    )
+    lists = PopularLists(tuple(popular), {"lighting": ("p3", "p2")})
+    return make_popular_snapshot(lists, item_ids=tuple(popular), activation=activation)
 
 
 @contextmanager

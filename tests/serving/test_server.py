@@ -206,18 +206,17 @@ def test_without_a_broker_the_service_answers_and_says_what_it_waits_for(tmp_pat
     assert (recall.status_code, recall.json()["error"]) == (503, "starting")
 
 
+def serve_to_its_end(settings: Settings) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "engine.cli", "serve"]
+    return subprocess.run(command, env=environment(settings), capture_output=True, text=True, timeout=60)
+
+
 def test_a_taken_port_is_named_and_nothing_starts(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         settings = Settings(data_dir=tmp_path, broker_port=1, serve_port=taken.getsockname()[1])
-        run = subprocess.run(
-            [sys.executable, "-m", "engine.cli", "serve"],
-            env=environment(settings),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        run = serve_to_its_end(settings)
 
     assert run.returncode == 1
     assert f"port {settings.serve_port} of 127.0.0.1 is taken" in run.stderr
@@ -226,13 +225,7 @@ def test_a_taken_port_is_named_and_nothing_starts(tmp_path: Path):
 
 def test_a_second_service_on_the_same_data_ends_and_names_the_store(live: LiveService):
     settings = live.settings.model_copy(update={"serve_port": free_port()})
-    run = subprocess.run(
-        [sys.executable, "-m", "engine.cli", "serve"],
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    run = serve_to_its_end(settings)
 
     assert run.returncode == 1
     assert "is in use by another process" in run.stderr

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import kafka
 import pytest
@@ -14,20 +12,10 @@ import pytest
 from engine.errors import LogError
 from engine.events import ClickEvent, ItemEvent, encode_click, encode_item
 from engine.settings import Settings
-from engine.streams.topics import create_topics
 from tests.builders import NOON_MS, make_click
 from tests.conftest import free_port
 from trainer.log import Fold, ReadProgress, read_log
 from trainer.samples import UserHistory
-
-_prefixes = (f"tlog{number}-" for number in itertools.count())
-
-
-@pytest.fixture
-async def settings(broker: Settings, tmp_path: Path) -> Settings:
-    own = broker.model_copy(update={"topic_prefix": next(_prefixes), "data_dir": tmp_path})
-    await create_topics(own)
-    return own
 
 
 def send(

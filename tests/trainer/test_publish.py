@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from engine.events import ItemEvent
 from engine.model.registry import Registry
 from engine.settings import Settings
 from engine.snapshot import load_snapshot
-from engine.streams.topics import create_topics
 from tests.builders import NOON_MS
 from tests.served import ITEM_IDS, make_model
 from trainer.popular import PopularItems
@@ -30,14 +28,6 @@ from trainer.publish import (
 )
 
 POPULAR = PopularItems(list(ITEM_IDS[:10]), {"mugs": list(ITEM_IDS[3:6])})
-_prefixes = (f"pub{number}-" for number in itertools.count())
-
-
-@pytest.fixture
-async def settings(broker: Settings, tmp_path: Path) -> Settings:
-    own = broker.model_copy(update={"topic_prefix": next(_prefixes), "data_dir": tmp_path})
-    await create_topics(own)
-    return own
 
 
 def parts_of(seed: int = 7, **items: ItemEvent):
