@@ -59,12 +59,12 @@ def openssl(*arguments: object) -> None:
 
 
 class SecuredBroker:
-    """One node with two more listeners: SASL_SSL, which takes SCRAM-SHA-512 and PLAIN, and SSL with certificates."""
+    """One node with more listeners: SASL_SSL for SCRAM-SHA-512 and PLAIN, SSL with certificates, SASL_PLAINTEXT."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority.make(folder)
         self.client = self.authority.issue("client", address=HOST)
-        self._ports = {"PLAINTEXT": free_port(2), "PASSWORD": free_port(), "MUTUAL": free_port()}
+        self._ports = {"PLAINTEXT": free_port(2), "PASSWORD": free_port(), "MUTUAL": free_port(), "CLEAR": free_port()}
         self._settings = Settings(data_dir=folder / "broker", broker_port=self._ports["PLAINTEXT"], broker_heap_mb=384)
         self._broker = LocalBroker(self._settings, properties=self._properties(folder))
 
@@ -92,6 +92,17 @@ class SecuredBroker:
             **changes,
         }
 
+    def with_clear_password(self, **changes: object) -> dict[str, Any]:
+        """Return the settings of a client that sends its password without TLS."""
+        return {
+            "kafka_bootstrap_servers": f"{HOST}:{self._ports['CLEAR']}",
+            "kafka_security_protocol": "SASL_PLAINTEXT",
+            "kafka_sasl_mechanism": "PLAIN",
+            "kafka_username": USERNAME,
+            "kafka_password": PASSWORD,
+            **changes,
+        }
+
     def with_certificate(self, **changes: object) -> dict[str, Any]:
         """Return the settings of a client that comes with a certificate."""
         return {
@@ -108,11 +119,14 @@ class SecuredBroker:
         server = self.authority.issue("server", address=HOST)
         store.write_text(server.key.read_text() + server.cert.read_text())
         listeners = ",".join(f"{name}://{HOST}:{port}" for name, port in self._ports.items())
+        plain = f'required user_{USERNAME}="{PASSWORD}";'
         modules = "org.apache.kafka.common.security"
         return {
             "listeners": f"{listeners},CONTROLLER://{HOST}:{self._ports['PLAINTEXT'] + 1}",
             "advertised.listeners": listeners,
-            "listener.security.protocol.map": ("CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PASSWORD:SASL_SSL,MUTUAL:SSL"),
+            "listener.security.protocol.map": (
+                "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PASSWORD:SASL_SSL,MUTUAL:SSL,CLEAR:SASL_PLAINTEXT"
+            ),
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(store),
             "ssl.truststore.type": "PEM",
@@ -120,7 +134,7 @@ class SecuredBroker:
             "listener.name.mutual.ssl.client.auth": "required",
             "listener.name.password.sasl.enabled.mechanisms": "SCRAM-SHA-512,PLAIN",
             "listener.name.password.scram-sha-512.sasl.jaas.config": f"{modules}.scram.ScramLoginModule required;",
-            "listener.name.password.plain.sasl.jaas.config": (
-                f'{modules}.plain.PlainLoginModule required user_{USERNAME}="{PASSWORD}";'
-            ),
+            "listener.name.password.plain.sasl.jaas.config": f"{modules}.plain.PlainLoginModule {plain}",
+            "listener.name.clear.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.clear.plain.sasl.jaas.config": f"{modules}.plain.PlainLoginModule {plain}",
         }

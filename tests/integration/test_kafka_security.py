@@ -57,7 +57,7 @@ class Site:
             "serve_port": self.port,
             "engine_metrics_port": 0,
             "log_level": "debug",
-            "train_min_clicks": 100,
+            "train_min_clicks": 10,
         }
         self.settings = Settings(**{**own, **client})
         outside = {"kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS"}
@@ -164,20 +164,22 @@ def test_the_whole_system_works_with_user_and_password_over_tls(
     assert [name for name in site.started if PASSWORD in site.said(name)] == []
 
 
-@pytest.mark.parametrize("way", ["certificate", "PLAIN"])
-def test_aiokafka_and_kafka_python_get_in_by_certificate_and_by_plain_password(
+@pytest.mark.parametrize("way", ["certificate", "plain", "clear"])
+def test_aiokafka_and_kafka_python_get_in_every_way(
     secured: SecuredBroker, make_site: Callable[[dict[str, Any]], Site], way: str
 ) -> None:
-    prefix = f"{way}-"
-    client = (
-        secured.with_certificate(topic_prefix=prefix)
-        if way == "certificate"
-        else secured.with_password(topic_prefix=prefix, kafka_sasl_mechanism="PLAIN")
-    )
-    site = make_site(client)
+    clients = {
+        "certificate": secured.with_certificate(),
+        "plain": secured.with_password(kafka_sasl_mechanism="PLAIN"),
+        "clear": secured.with_clear_password(),
+    }
+    site = make_site({**clients[way], "topic_prefix": f"{way}-"})
 
     assert "created" in site.run("topics", "create")
-    assert site.run("models", "list") == ""
+    Registry(site.settings.registry).publish_popular(make_parts(), created_at_ms=NOON_MS)
+    assert "version 0000 is current" in site.run("models", "promote", "0000")
+    assert "* 0000" in site.run("models", "list")
+    assert [name for name in site.started if PASSWORD in site.said(name)] == []
 
 
 def test_a_wrong_password_ends_every_command_with_one_sentence(
