@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import structlog
+from aiokafka.errors import KafkaError
 
 from engine import metrics
 from engine.catalog import Catalog
@@ -66,6 +67,7 @@ async def _run(settings: Settings) -> None:
     log.info("engine_waits_for_broker", bootstrap_servers=settings.bootstrap_servers)
     await wait_for_broker(settings, BROKER_WITHIN_S)
     epoch = await topic_epoch(settings, "clicks")
+    await _check_lists(settings, epoch.partitions)
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as parts:
         parts.enter_context(_own(settings.data_dir / "engine"))
@@ -87,6 +89,18 @@ async def _run(settings: Settings) -> None:
         parts.push_async_callback(_stop_faust, faust_app)
         log.info("engine_started", epoch=epoch.text, partitions=epoch.partitions, worker=faust_app.worker_id)
         await _first_failure(_run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), failure)
+
+
+async def _check_lists(settings: Settings, partitions: int) -> None:
+    """Raise LogError where `recall-lists` can't take a list in the partition that its user's clicks are in."""
+    lists = await topic_epoch(settings, "recall-lists")
+    if lists.partitions < partitions:
+        clicks, topic = settings.topic("clicks"), settings.topic("recall-lists")
+        raise LogError(
+            topic,
+            problem=f"has {lists.partitions} partitions, {clicks} has {partitions}: a list goes where its clicks are",
+            remedy=f"delete {topic}, it is derived, then MINDSTREAM_CLICKS_PARTITIONS={partitions} mindstream topics create",
+        )
 
 
 @contextlib.contextmanager
@@ -121,7 +135,11 @@ def _fail(failure: asyncio.Future[None], error: BaseException) -> None:
 
 async def _run_faust(faust_app: FaustApp) -> None:
     """Run the Faust worker; return never, raise when it crashes."""
-    await faust_app.start()
+    try:
+        await faust_app.start()
+    except KafkaError as error:
+        remedy = "check that the broker runs (`mindstream doctor`), and start the engine again"
+        raise LogError("the Faust worker", problem=f"can't reach the log: {error}", remedy=remedy) from error
     await faust_app.wait_until_stopped()
     raise faust_app.crash_reason or LogError(
         "the Faust worker", problem="stopped by itself", remedy="see its last log lines, and start the engine again"
