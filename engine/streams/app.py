@@ -103,6 +103,18 @@ async def _check_lists(settings: Settings, partitions: int) -> None:
         )
 
 
+async def _check_lists(settings: Settings, partitions: int) -> None:
+    """Raise LogError where `recall-lists` can't take a list in the partition that its user's clicks are in."""
+    lists = await topic_epoch(settings, "recall-lists")
+    if lists.partitions < partitions:
+        clicks, topic = settings.topic("clicks"), settings.topic("recall-lists")
+        raise LogError(
+            topic,
+            problem=f"has {lists.partitions} partitions, {clicks} has {partitions}: a list goes where its clicks are",
+            remedy=f"delete it, it is derived, then MINDSTREAM_CLICKS_PARTITIONS={partitions} mindstream topics create",
+        )
+
+
 @contextlib.contextmanager
 def _own(directory: Path) -> Iterator[None]:
     """Keep every other engine out of *directory*; the lock goes with the process, however it ends.

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StoreBusy
+from engine.errors import LogError, StoreBusy
+from engine.log import Admin
+from engine.settings import Settings
 from engine.streams import app
 
 
@@ -84,3 +86,16 @@ async def test_the_first_part_that_fails_ends_the_others_and_names_itself() -> N
         await app._first_failure(runs(), fails())
 
     assert canceled.is_set()
+
+
+@pytest.mark.kafka
+async def test_list_topic_with_fewer_partitions_than_the_clicks_is_named(broker: Settings, tmp_path: Path) -> None:
+    changes = {"topic_prefix": "narrow-", "data_dir": tmp_path, "engine_metrics_port": 0}
+    settings = broker.model_copy(update=changes)
+    async with Admin(settings) as admin:
+        await admin.create("narrow-clicks", partitions=4, replicas=1, configs={})
+        await admin.create("narrow-recall-lists", partitions=2, replicas=1, configs={})
+
+    with pytest.raises(LogError, match="narrow-recall-lists has 2 partitions, narrow-clicks has 4"):
+        async with asyncio.timeout(20):
+            await app._run(settings)
