@@ -99,18 +99,6 @@ async def _check_lists(settings: Settings, partitions: int) -> None:
         raise LogError(
             topic,
             problem=f"has {lists.partitions} partitions, {clicks} has {partitions}: a list goes where its clicks are",
-            remedy=f"delete {topic}, it is derived, then MINDSTREAM_CLICKS_PARTITIONS={partitions} mindstream topics create",
-        )
-
-
-async def _check_lists(settings: Settings, partitions: int) -> None:
-    """Raise LogError where `recall-lists` can't take a list in the partition that its user's clicks are in."""
-    lists = await topic_epoch(settings, "recall-lists")
-    if lists.partitions < partitions:
-        clicks, topic = settings.topic("clicks"), settings.topic("recall-lists")
-        raise LogError(
-            topic,
-            problem=f"has {lists.partitions} partitions, {clicks} has {partitions}: a list goes where its clicks are",
             remedy=f"delete it, it is derived, then MINDSTREAM_CLICKS_PARTITIONS={partitions} mindstream topics create",
         )
 
