@@ -12,6 +12,8 @@ import urllib.request
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.errors import ConfigError
+
 FRESHNESS_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300, 1800)
 STAGE_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
@@ -99,10 +101,17 @@ def render() -> tuple[bytes, str]:
     return generate_latest(), CONTENT_TYPE_LATEST
 
 
-def listen(port: int, *, host: str) -> None:
-    """Serve the metrics of this process at `http://host:port/metrics`; port 0 serves none."""
-    if port:
-        start_http_server(port, addr=host)
+def listen(port: int, *, host: str, setting: str) -> None:
+    """Serve the metrics of this process at `http://host:port/metrics`; port 0 serves none.
+
+    Raises:
+        ConfigError: the port, which *setting* names, can't be had.
+    """
+    try:
+        if port:
+            start_http_server(port, addr=host)
+    except OSError as error:
+        raise ConfigError(setting, got=port, expected=f"a free port of {host}, or 0 for none") from error
 
 
 def scrape(address: str) -> dict[str, float]:

@@ -74,6 +74,7 @@ def run_training(
         display: where progress is shown; None takes the console.
 
     Raises:
+        ConfigError: the port of a periodic trainer's metrics is taken.
         EngineError: a single run failed; a periodic one logs it and tries again.
     """
     display, interrupts, results = display or Display(), Interrupts(), list[RunResult]()
@@ -84,7 +85,8 @@ def run_training(
             elif every_s is None:
                 results.append(_Run(settings, display, interrupts, force=force).run(_first_ms(since_ms, last_s)))
             else:
-                metrics.listen(settings.trainer_metrics_port, host=settings.metrics_host)
+                port, host = settings.trainer_metrics_port, settings.metrics_host
+                metrics.listen(port, host=host, setting="MINDSTREAM_TRAINER_METRICS_PORT")
                 run = _Run(settings, display, interrupts, force=force, skip_unchanged=True)
                 while True:
                     _run_and_wait(run, every_s, _first_ms(since_ms, last_s), results, display)

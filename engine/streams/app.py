@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 
 from engine import metrics
 from engine.catalog import Catalog
-from engine.errors import ConfigError, LogError, StoreBusy
+from engine.errors import LogError, StoreBusy
 from engine.hotswap import HotSwap
 from engine.log import Publisher, topic_epoch, wait_for_broker
 from engine.refresh import RefreshLoop
@@ -63,7 +63,8 @@ async def _run_until_signal(settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     """Start every part, and wait until one of them fails; stop them in the order that loses nothing."""
-    _listen(settings)
+    port, host = settings.engine_metrics_port, settings.metrics_host
+    metrics.listen(port, host=host, setting="MINDSTREAM_ENGINE_METRICS_PORT")
     log.info("engine_waits_for_broker", bootstrap_servers=settings.bootstrap_servers)
     await wait_for_broker(settings, BROKER_WITHIN_S)
     epoch = await topic_epoch(settings, "clicks")
@@ -117,14 +118,6 @@ def _own(directory: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise StoreBusy(directory) from error
         yield
-
-
-def _listen(settings: Settings) -> None:
-    try:
-        metrics.listen(settings.engine_metrics_port, host=settings.metrics_host)
-    except OSError as error:
-        port = settings.engine_metrics_port
-        raise ConfigError("MINDSTREAM_ENGINE_METRICS_PORT", got=port, expected="a free port, or 0 for none") from error
 
 
 def _fail(failure: asyncio.Future[None], error: BaseException) -> None:

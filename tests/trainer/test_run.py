@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from engine.errors import NotEnoughClicks
+from engine.errors import ConfigError, NotEnoughClicks
 from engine.events import ClickEvent, encode_click
 from engine.model.registry import Registry
 from engine.settings import Settings
@@ -187,6 +188,14 @@ def test_gate_objects_to_what_is_worse_than_popular_or_cannot_be_judged(figures:
     objected = objection(evaluation(**figures))
 
     assert (objected is None) if reason is None else (objected is not None and reason in objected)
+
+
+def test_taken_metrics_port_is_a_wrong_setting():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(trainer_metrics_port=taken.getsockname()[1])
+
+        with pytest.raises(ConfigError, match="MINDSTREAM_TRAINER_METRICS_PORT must be a free port"):
+            run_training(settings, every_s=60.0, display=quiet()[0])
 
 
 def start_trainer(settings: Settings, *arguments: str, **changes: object) -> subprocess.Popen[str]:
