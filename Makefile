@@ -1,6 +1,8 @@
 # The two commands: `make up` runs the whole system, `make test` runs every test. `make help` lists the rest.
 PYTHON ?= python3
 DATA ?=
+# Most of a test's time goes into waiting for a broker, a browser or a process to start.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -31,7 +33,7 @@ debian:
 	@sh deploy/test_tools.sh
 
 test: setup debian ## Run every test, those on a real broker and in a real browser too
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 unit: setup ## Run the tests that need no broker
 	@$(BIN)/python -m pytest -m "not kafka and not system and not slow"

@@ -21,6 +21,13 @@ for _ in range(os.getpid() * 101 % 12_000):
     next(_PORTS)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one worker, and all that start the whole system in one: two of them are too many."""
+    for item in items:
+        whole_system = item.get_closest_marker("system") is not None
+        item.add_marker(pytest.mark.xdist_group("system" if whole_system else item.path.name))
+
+
 def free_port(count: int = 1) -> int:
     """Return the first of *count* neighboring ports that nobody listens on."""
     while True:
