@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.errors import ConfigError
 
@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     future_tolerance_ms: int = Field(default=60_000, ge=0, le=86_400_000)
     """How far a click's time may lie after the time its record was logged, in milliseconds."""
     max_message_bytes: int = Field(default=65_536, ge=256, le=1_000_000)
-    """Larger clicks and items go to the dead letters unread."""
+    """A larger click goes to the dead letters unread; a larger item is counted and skipped."""
     accept_log_gap: bool = False
     """Go on although the log no longer holds clicks that a store needs next; its windows lack them for ever."""
 
@@ -116,11 +116,13 @@ class Settings(BaseSettings):
     train_epochs: float = Field(default=1.0, gt=0.0, le=1_000.0)
     """Passes over the samples."""
     train_max_seconds: float = Field(default=75.0, ge=1.0, le=86_400.0)
-    """A training run takes no longer than this; it learns from fewer passes then."""
+    """The steps of a training run take no longer than this; it learns from fewer passes then."""
     train_threads: int = Field(default=2, ge=1, le=256)
     """Threads of torch and of the index build in the trainer."""
     train_min_clicks: int = Field(default=1_000, ge=10, le=10**9)
     """Fewer clicks in the log train nothing."""
+    train_min_judged_users: int = Field(default=30, ge=1, le=10**9)
+    """A version that fewer users could be judged on is not published: held-out clicks of new items make them."""
     holdout_share: float = Field(default=0.1, gt=0.0, lt=0.9)
     """Share of the clicks, the latest ones, that a version is judged on."""
     seed: int = Field(default=7, ge=0, le=2**31 - 1)
@@ -132,7 +134,7 @@ class Settings(BaseSettings):
     serve_port: int = Field(default=8080, ge=1, le=65_535)
     """Port of the query service and its page."""
     api_token: SecretStr | None = None
-    """Bearer token that every request must carry when it is set; at least 16 characters."""
+    """Bearer token that every request must carry when it is set; 16 printable ASCII characters or more, no spaces."""
     metrics_host: str = "127.0.0.1"
     """Address of the metrics listeners of engine and trainer."""
     engine_metrics_port: int = Field(default=9101, ge=0, le=65_535)
@@ -140,7 +142,7 @@ class Settings(BaseSettings):
     trainer_metrics_port: int = Field(default=9102, ge=0, le=65_535)
     """Port of the trainer's metrics; 0 turns them off."""
     max_query_items: int = Field(default=200, ge=1, le=1_000)
-    """Largest `limit` of a query."""
+    """Largest `limit` of a query; at most `list_size`."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=100_000_000)
     """Larger HTTP bodies are refused."""
     ready_max_lag: int = Field(default=10_000, ge=0, le=10**9)
@@ -151,6 +153,18 @@ class Settings(BaseSettings):
     """Least severe log line that is written."""
     log_salt: SecretStr = SecretStr("mindstream")
     """Key of the hash under which user ids appear in logs; set your own in production."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what `load_settings` read and nothing else, so that an empty variable is an unset one."""
+        return (init_settings,)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -286,13 +300,28 @@ def allowed(name: str) -> str:
     ):
         if rule in bounds:
             words += f", {phrase} {getattr(bounds[rule], attribute)}"
-    return words
+    for rule, phrase in (("MinLen", "at least"), ("MaxLen", "at most")):
+        if rule in bounds:
+            words += (
+                f", {phrase} {getattr(bounds[rule], 'min_length' if rule == 'MinLen' else 'max_length')} characters"
+            )
+    pattern = next((rule.pattern for rule in field.metadata if getattr(rule, "pattern", None)), None)
+    return words if pattern is None else f"{words} that matches {pattern}"
+
+
+def _check_token(token: str) -> None:
+    """Refuse what a client can't send in a header as it is; a secret read from a file often ends with a newline."""
+    if len(token) < 16:
+        raise ConfigError(PREFIX + "API_TOKEN", got="a shorter one", expected="at least 16 characters long")
+    if not all("!" <= character <= "~" for character in token):
+        got = "one with a space, a line break or another character that is not printable ASCII"
+        raise ConfigError(PREFIX + "API_TOKEN", got=got, expected="printable ASCII without spaces")
 
 
 def _check_together(settings: Settings) -> None:
     token = settings.api_token
-    if token is not None and len(token.get_secret_value()) < 16:
-        raise ConfigError(PREFIX + "API_TOKEN", got="a shorter one", expected="at least 16 characters long")
+    if token is not None:
+        _check_token(token.get_secret_value())
     if settings.serve_host not in LOOPBACK and token is None:
         raise ConfigError(
             PREFIX + "API_TOKEN",
@@ -307,6 +336,18 @@ def _check_together(settings: Settings) -> None:
             got=None,
             expected=f"set together with {PREFIX}KAFKA_USERNAME for {settings.kafka_security_protocol}",
         )
+    if settings.kafka_security_protocol != "PLAINTEXT" and settings.uses_local_broker:
+        raise ConfigError(
+            PREFIX + "KAFKA_SECURITY_PROTOCOL",
+            got=settings.kafka_security_protocol,
+            expected="PLAINTEXT with the local broker; set KAFKA_BOOTSTRAP_SERVERS to name a secured cluster",
+        )
+    place = settings.data_dir.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        got = f"{settings.data_dir} ({place} is no directory)"
+        raise ConfigError(PREFIX + "DATA_DIR", got=got, expected="a directory, or one that can be made")
     if settings.max_query_items > settings.list_size:
         raise ConfigError(
             PREFIX + "MAX_QUERY_ITEMS",

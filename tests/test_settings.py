@@ -55,6 +55,8 @@ def test_cluster_of_the_user_means_no_local_broker(monkeypatch: pytest.MonkeyPat
         ("MINDSTREAM_LIST_SIZE", "many", "a whole number, at least 1, at most 1000"),
         ("MINDSTREAM_DEVICE", "tpu", "one of auto, cpu, cuda"),
         ("MINDSTREAM_HOLDOUT_SHARE", "nan", "a number, more than 0.0, less than 0.9"),
+        ("MINDSTREAM_TOPIC_PREFIX", "a b", "text that matches ^[A-Za-z0-9._-]{0,100}$"),
+        ("MINDSTREAM_CONSUMER_GROUP", "g" * 201, "text, at least 1 characters, at most 200 characters"),
     ],
 )
 def test_wrong_value_is_refused_naming_key_value_and_range(
@@ -101,7 +103,7 @@ def test_file_that_is_no_certificate_is_named(name: str, content: str | None):
     path = Path("file.pem")
     if content is not None:
         path.write_text(content)
-    settings = load_settings(kafka_security_protocol="SSL", **{name: path})
+    settings = load_settings(kafka_bootstrap_servers="kafka-1:9093", kafka_security_protocol="SSL", **{name: path})
 
     with pytest.raises(ConfigError, match=rf"MINDSTREAM_{name.upper()} must be .* in PEM format.*file\.pem"):
         settings.kafka_client_options()
@@ -131,6 +133,42 @@ def test_short_token_is_refused(monkeypatch: pytest.MonkeyPatch):
         load_settings()
 
 
+@pytest.mark.parametrize("token", ["0123456789abcdef\n", "0123456789 abcdef", "0123456789äbcdef"])
+def test_token_that_no_header_can_carry_as_it_is_is_refused_unshown(monkeypatch: pytest.MonkeyPatch, token: str):
+    monkeypatch.setenv("MINDSTREAM_API_TOKEN", token)
+
+    with pytest.raises(ConfigError, match="MINDSTREAM_API_TOKEN must be printable ASCII without spaces") as refused:
+        load_settings()
+
+    assert "0123456789" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["KAFKA_BOOTSTRAP_SERVERS", "MINDSTREAM_BROKER_PORT", "MINDSTREAM_DEVICE"])
+def test_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch, key: str):
+    monkeypatch.setenv(key, "")
+
+    settings = load_settings()
+
+    assert settings.uses_local_broker
+    assert (settings.broker_port, settings.device) == (9092, "auto")
+
+
+def test_security_of_a_cluster_that_is_not_named_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINDSTREAM_KAFKA_SECURITY_PROTOCOL", "SSL")
+
+    with pytest.raises(ConfigError, match="set KAFKA_BOOTSTRAP_SERVERS to name a secured cluster"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["a-file", "a-file/data"])
+def test_data_directory_that_can_not_be_one_is_refused(monkeypatch: pytest.MonkeyPatch, name: str):
+    Path("a-file").write_text("")
+    monkeypatch.setenv("MINDSTREAM_DATA_DIR", name)
+
+    with pytest.raises(ConfigError, match=r"MINDSTREAM_DATA_DIR must be a directory, .*a-file is no directory"):
+        load_settings()
+
+
 def test_sasl_without_credentials_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MINDSTREAM_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
 
@@ -139,6 +177,7 @@ def test_sasl_without_credentials_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_client_gets_the_same_security(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka-1:9093")
     monkeypatch.setenv("MINDSTREAM_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
     monkeypatch.setenv("MINDSTREAM_KAFKA_USERNAME", "engine")
     monkeypatch.setenv("MINDSTREAM_KAFKA_PASSWORD", "correct horse")
