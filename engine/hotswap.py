@@ -22,7 +22,7 @@ from engine import metrics
 from engine.errors import RegistryUnusable
 from engine.log import Follower, Record
 from engine.settings import Settings
-from engine.snapshot import ServingSnapshot, SnapshotHolder, load_snapshot
+from engine.snapshot import ServingSnapshot, SnapshotHolder, check_registry, load_snapshot
 
 TOPIC = "models"
 RETRY_S = (1.0, 60.0)
@@ -57,7 +57,11 @@ class HotSwap:
             settings: where log and registry are, and how to search.
             holder: what readers take their snapshot from.
             on_swap: called on the event loop after each swap, with the snapshot that now serves.
+
+        Raises:
+            ConfigError: the registry's address is none that can be opened here.
         """
+        check_registry(settings)
         self._settings = settings
         self._holder = holder
         self._on_swap = on_swap

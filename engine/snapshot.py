@@ -19,7 +19,7 @@ from engine.ann import ItemIndex
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.errors import IncompatibleVersion
-from engine.model.device import choose_device
+from engine.model.device import choose_device, use_threads
 from engine.model.features import UserInput
 from engine.model.mind import InterestModel
 from engine.model.parts import VersionParts
@@ -80,6 +80,15 @@ class SnapshotHolder:
         return retired
 
 
+def check_registry(settings: Settings) -> None:
+    """Return if the registry's address can be opened here; whether a version is there is asked later.
+
+    Raises:
+        ConfigError: it can't, and so no version ever could be loaded.
+    """
+    Registry(settings.registry)
+
+
 def load_snapshot(
     settings: Settings, version: str, activation: int, *, manifest_sha256: str | None = None
 ) -> ServingSnapshot:
@@ -95,6 +104,7 @@ def load_snapshot(
         ModelError: the version is unknown, damaged, doesn't fit together, or fails its canaries.
         ItemIndexError: its index is damaged, or is not the index of its vectors.
     """
+    use_threads(settings.torch_threads)
     parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256)
     model, index = _load_model(settings, version, parts), _load_index(settings, version, parts)
     if model is not None and index is not None:

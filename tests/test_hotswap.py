@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.errors import ConfigError
 from engine.hotswap import HotSwap, read_announcement
 from engine.log import Message, Publisher
 from engine.metrics import MODEL_INFO, SWAPS
@@ -318,3 +319,10 @@ def test_parts_of_the_same_seed_are_the_same_version(tmp_path: Path):
         return registry.manifest_sha256(registry.publish(parts, created_at_ms=NOON_MS))
 
     assert sha256("one") == sha256("two")
+
+
+def test_registry_that_can_not_be_opened_is_named_before_anything_is_followed(tmp_path: Path):
+    settings = Settings(data_dir=tmp_path, registry_url="nosuch://models")
+
+    with pytest.raises(ConfigError, match="MINDSTREAM_REGISTRY_URL"):
+        HotSwap(settings, SnapshotHolder())

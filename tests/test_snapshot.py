@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
@@ -191,3 +192,18 @@ def test_activating_again_keeps_the_parts():
     again = snapshot.activated(9)
 
     assert again == dataclasses.replace(snapshot, activation=9)
+
+
+def test_loading_sets_how_many_threads_torch_works_with_in_the_threads_that_come(settings: Settings):
+    version, before = publish(settings, make_parts()), torch.get_num_threads()
+    counts: list[int] = []
+
+    try:
+        load_snapshot(settings.model_copy(update={"torch_threads": 3}), version, 3)
+        refreshing = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        refreshing.start()
+        refreshing.join()
+    finally:
+        torch.set_num_threads(before)
+
+    assert counts == [3]

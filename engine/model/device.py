@@ -1,4 +1,4 @@
-"""Where tensors live: the CPU, or CUDA where there is one."""
+"""Where tensors live, the CPU, or CUDA where there is one, and how many threads work on them."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not has_cuda:
         raise ConfigError("MINDSTREAM_DEVICE", got="cuda", expected="auto or cpu where torch finds no CUDA device")
     return "cuda" if has_cuda and wanted != "cpu" else "cpu"
+
+
+def use_threads(count: int) -> None:
+    """Let every thread of this process that begins to use torch from now on compute with *count* threads."""
+    torch.set_num_threads(count)

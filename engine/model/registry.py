@@ -27,7 +27,7 @@ from typing import Any
 
 import fsspec
 
-from engine.errors import DamagedVersion, RegistryUnusable, UnknownVersion
+from engine.errors import ConfigError, DamagedVersion, RegistryUnusable, UnknownVersion
 from engine.model.parts import (
     MANIFEST,
     VersionParts,
@@ -52,9 +52,17 @@ class Registry:
     """The model versions under one address."""
 
     def __init__(self, url: str) -> None:
-        """Open the registry at *url*, a directory or any address that fsspec knows; nothing is created yet."""
+        """Open the registry at *url*, a directory or any address that fsspec knows; nothing is created yet.
+
+        Raises:
+            ConfigError: fsspec knows no such kind of address, or lacks its driver.
+        """
         self.url = url
-        self._fs, root = fsspec.core.url_to_fs(url)
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            expected = f"a directory, or an address that fsspec can open here ({error})"
+            raise ConfigError("MINDSTREAM_REGISTRY_URL", got=url, expected=expected) from error
         self._root = f"{root.rstrip('/')}/versions"
         self._is_local = "file" in ((self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol)
 

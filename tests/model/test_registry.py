@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.errors import DamagedVersion, IncompatibleVersion, ModelError, RegistryUnusable, UnknownVersion
+from engine.errors import ConfigError, DamagedVersion, IncompatibleVersion, ModelError, RegistryUnusable, UnknownVersion
 from engine.model.parts import MAX_FILE_BYTES, VersionParts
 from engine.model.registry import Registry
 from tests.builders import NOON_MS
@@ -387,3 +387,9 @@ def test_pruning_removes_what_killed_publishers_left_after_a_day(published: tupl
 
     registry.prune(keep_last=5, now_s=left.stat().st_mtime + 90_000)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("url", ["nosuch://models", "abfs://models"])
+def test_address_that_can_not_be_opened_here_is_a_wrong_setting(url: str):
+    with pytest.raises(ConfigError, match="MINDSTREAM_REGISTRY_URL must be a directory, or an address that fsspec can"):
+        Registry(url)
