@@ -24,6 +24,9 @@ BANDS = 10
 FARTHEST = 4.0
 """A standardized number is held within this many deviations."""
 
+LARGEST = 1e15
+"""Numbers are held within this: one of 1e200 would make a deviation that is infinite."""
+
 Value = str | float
 
 
@@ -55,6 +58,7 @@ class Field:
     def of(cls, name: str, seen: Sequence[Value]) -> Self:
         """Return the field that training saw as *seen*; it is a number where most of the values are."""
         numbers = np.array([value for value in seen if not isinstance(value, str)], dtype=np.float64)
+        numbers = numbers.clip(-LARGEST, LARGEST)
         if len(numbers) * 2 > len(seen):
             edges = np.unique(np.quantile(numbers, np.arange(1, BANDS) / BANDS))
             deviation = float(numbers.std()) or 1.0

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
+
+import pytest
 
 from engine.model import ItemInput, Vocabulary
 from engine.model.vocabulary import MAX_FIELDS, Field
@@ -72,3 +75,13 @@ def test_a_vocabulary_survives_json() -> None:
     vocabulary = Vocabulary.build(items, items, [{"country": "FR", "age": 3.0}])
 
     assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
+
+
+@pytest.mark.parametrize("huge", [1e308, -1e308])
+def test_a_huge_number_leaves_a_field_that_can_be_written_and_read(huge: float):
+    field = Field.of("age", [20.0, 40.0, huge])
+
+    assert math.isfinite(field.mean)
+    assert math.isfinite(field.deviation)
+    assert Field.from_dict(json.loads(json.dumps(field.to_dict(), allow_nan=False))) == field
+    assert all(math.isfinite(field.standardize(value)) for value in (0.0, huge))
