@@ -1,8 +1,8 @@
 """Recall@50 on later clicks, beside popular items and item-CF, by the same rules for each.
 
-Every user with a later click on an item outside the window counts. Items of the window are left out of every list, as
-in serving. A user with no window before the split is answered with the popular list under every method, and a list
-with fewer than 50 items is filled from it.
+Every user with a later click on an item outside the window counts. Items of the window, and those that the catalog
+calls removed or unavailable, are left out of every list, as in serving. A user with no window before the split is
+answered with the popular list under every method, and a list with fewer than 50 items is filled from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from engine.model import NEGATIVE_EVENT_TYPES, InterestModel
 from trainer.item_cf import ItemCooccurrence
 from trainer.popular import popular_items
-from trainer.samples import ClickLog, UserHistory, user_input
+from trainer.samples import ClickLog, UserHistory, fold_profile, user_input
 
 TOP = 50
 BATCH_USERS = 256
@@ -56,37 +56,37 @@ class Case:
 
     history: UserHistory
     targets: frozenset[str]
-    seen: frozenset[str]
+    left_out: frozenset[str]
+    """What no list may hold: the items of the window, and what can't be had."""
 
 
 def split_by_time(log: ClickLog, share: float) -> tuple[ClickLog, ClickLog]:
     """Return the clicks of *log* before a moment and those from it on, the latest *share* of all, by event time.
 
-    Clicks of one millisecond stay together, on the later side. Both logs keep all users, profiles and items.
+    Clicks of one millisecond stay together, on the later side. Both logs keep all users and items; the earlier one's
+    profiles are what its own clicks say, so that nothing of the later ones is in them.
     """
     times = sorted(click.clicked_at_ms for _history, click in log)
     split_ms = times[min(int(len(times) * (1.0 - share)), len(times) - 1)] if times else 0
-    before = [
-        UserHistory(history.user_id, [c for c in history.clicks if c.clicked_at_ms < split_ms], history.profile)
-        for history in log.histories
-    ]
-    later = [
-        UserHistory(history.user_id, [c for c in history.clicks if c.clicked_at_ms >= split_ms], history.profile)
-        for history in log.histories
-    ]
+    before, later = [], []
+    for history in log.histories:
+        earlier = [click for click in history.clicks if click.clicked_at_ms < split_ms]
+        before.append(UserHistory(history.user_id, earlier, fold_profile(earlier)))
+        later.append(UserHistory(history.user_id, history.clicks[len(earlier) :], history.profile))
     return ClickLog(before, log.items), ClickLog(later, log.items)
 
 
 def build_cases(before: ClickLog, later: ClickLog, *, max_clicks: int) -> list[Case]:
     """Return one case for each user with a positive later click on an item outside the window before the split."""
     known = {history.user_id: history for history in before.histories}
+    unavailable = frozenset(item.item_id for item in before.items.values() if item.removed or not item.available)
     cases = []
     for history in later.histories:
         past = known.get(history.user_id) or UserHistory(history.user_id, [], history.profile)
         seen = frozenset(click.item_id for click in past.clicks[-max_clicks:])
         wanted = {click.item_id for click in history.clicks if click.event_type not in NEGATIVE_EVENT_TYPES}
         if wanted - seen:
-            cases.append(Case(past, frozenset(wanted - seen), seen))
+            cases.append(Case(past, frozenset(wanted - seen), seen | unavailable))
     return cases
 
 
@@ -134,7 +134,7 @@ def model_lists(
             best: list[str] = []
             if mask.any():
                 scores = (interests[mask] @ vectors.T).max(axis=0)
-                best = [item_ids[index] for index in _top(scores, TOP + len(case.seen))]
+                best = [item_ids[index] for index in _top(scores, TOP + len(case.left_out))]
             lists.append(complete(best, case, fallback))
     return lists
 
@@ -154,14 +154,14 @@ def item_cf_lists(
     lists = []
     for case in cases:
         scores = together.scores(positive_rows(case.history)[-max_clicks:])
-        best = [item_ids[row - 1] for row in _top(scores, TOP + len(case.seen)) if scores[row] > 0]
+        best = [item_ids[row - 1] for row in _top(scores, TOP + len(case.left_out)) if scores[row] > 0]
         lists.append(complete(best, case, fallback))
     return lists
 
 
 def complete(best: Sequence[str], case: Case, fallback: Sequence[str]) -> list[str]:
-    """Return the first 50 of *best*, then of *fallback*, that are not in the case's window, each once."""
-    kept = [item for item in dict.fromkeys([*best, *fallback]) if item not in case.seen]
+    """Return the first 50 of *best*, then of *fallback*, that a list may hold, each once."""
+    kept = [item for item in dict.fromkeys([*best, *fallback]) if item not in case.left_out]
     return kept[:TOP]
 
 

@@ -36,14 +36,15 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the block finish before a signal is heeded."""
+        """Let the block finish before a signal is heeded; also where the block ends with an error."""
         self._holding = True
         try:
             yield
         finally:
             self._holding = False
-        if self._pending:
-            raise KeyboardInterrupt
+            if self._pending:
+                self._pending = False
+                raise KeyboardInterrupt
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._holding:

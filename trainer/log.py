@@ -17,6 +17,7 @@ from typing import Any
 
 import kafka
 from kafka.errors import KafkaError
+from kafka.partitioner.default import murmur2
 
 from engine.errors import LogError, MalformedEvent
 from engine.events import ClickEvent, ItemEvent, decode_click, decode_item
@@ -90,7 +91,7 @@ def read_log(
         for batch, passed in _read_all(consumer, starts, ends):
             for record in batch:
                 records += 1
-                _take(record, fold, erased, skipped, settings)
+                _take(record, fold, erased, skipped, settings, partitions=len(partitions))
             progress += passed
             on_progress(ReadProgress(progress, total))
     return Reading(
@@ -233,7 +234,13 @@ def _read_all(consumer: Any, starts: Mapping[Any, int], ends: Mapping[Any, int])
 
 
 def _take(
-    record: Any, fold: Fold, erased: Mapping[str, Mapping[int, int]], skipped: Counter[str], settings: Settings
+    record: Any,
+    fold: Fold,
+    erased: Mapping[str, Mapping[int, int]],
+    skipped: Counter[str],
+    settings: Settings,
+    *,
+    partitions: int,
 ) -> None:
     if record.value is None:
         skipped["empty"] += 1
@@ -248,6 +255,9 @@ def _take(
         )
     except MalformedEvent as error:
         skipped[error.reason] += 1
+        return
+    if (murmur2(record.key) & 0x7FFFFFFF) % partitions != record.partition:
+        skipped["partition"] += 1
         return
     if record.offset <= erased.get(click.user_id, {}).get(record.partition, -1):
         skipped["erased"] += 1

@@ -151,7 +151,7 @@ class _Run:
         self._check_enough(reading, before)
         model = self._train(before, self._config(parent))
         evaluation = self._evaluate(model, before, later)
-        problem = None if self._force else objection(evaluation)
+        problem = None if self._force else objection(evaluation, least_users=self._settings.train_min_judged_users)
         if problem is not None:
             self._display.say(f"Not published: {problem}; collect more clicks, or publish with --force.")
             return RunResult("refused", None, evaluation)
@@ -274,11 +274,14 @@ class _Run:
         return RunResult("published", announced.model_version, evaluation)
 
 
-def objection(evaluation: Evaluation) -> str | None:
+def objection(evaluation: Evaluation, *, least_users: int) -> str | None:
     """Return why a model is not to be published; None where nothing speaks against it."""
     recall, popular = evaluation.recall_at_50, evaluation.popular_recall_at_50
-    if not evaluation.users:
-        return "no user has a later click to judge the model on"
+    if evaluation.users < least_users:
+        return (
+            f"{evaluation.users} users have a later click on an item outside their window to judge the model on, "
+            f"at least {least_users} are needed"
+        )
     if not math.isfinite(recall):
         return f"Recall@50 is {recall}"
     if recall < popular:

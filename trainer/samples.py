@@ -8,7 +8,7 @@ reads the log.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +60,14 @@ class Samples:
     profile_numbers: np.ndarray
     targets: np.ndarray
     """(T,) int64 positions in `rows` that have a click of the same user before them."""
+
+
+def fold_profile(clicks: Sequence[ClickEvent]) -> dict[str, str | float]:
+    """Return the profile that *clicks*, in ascending order, leave behind: attribute by attribute the last one wins."""
+    profile: dict[str, str | float] = {}
+    for click in clicks:
+        profile.update(click.profile or {})
+    return dict(sorted(profile.items()))
 
 
 def user_input(history: UserHistory, *, max_clicks: int) -> UserInput:

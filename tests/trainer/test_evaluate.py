@@ -9,6 +9,7 @@ import pytest
 
 from engine.events import ClickEvent, ItemEvent
 from engine.model import MindConfig
+from tests.builders import make_click
 from tests.trainer.log_builders import draw_groups, make_history, make_log
 from trainer import evaluate as module
 from trainer.evaluate import build_cases, complete, evaluate, split_by_time
@@ -51,6 +52,25 @@ def test_lists_leave_the_window_out_and_fill_up_without_repeats(monkeypatch: pyt
     monkeypatch.setattr(module, "TOP", 3)
 
     assert complete(["a", "d", "c"], case, ["c", "b", "e", "f"]) == ["d", "c", "e"]
+
+
+def test_no_method_lists_what_can_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOP", 1)
+    catalog = [ItemEvent(item_id="b", removed=True)]
+    before = make_log({"u1": ["a"], "u2": ["a", "b", "c"], "u3": ["a", "b"], "u4": ["a", "b", "c"]}, catalog)
+    later = make_log({"u1": ["c"]})
+
+    found = evaluate(train(before, CONFIG, OPTIONS), before, later)
+
+    assert (found.popular_recall_at_50, found.itemcf_recall_at_50, found.recall_at_50) == (1.0, 1.0, 1.0)
+
+
+def test_profile_before_the_split_holds_nothing_of_the_clicks_after_it() -> None:
+    clicks = [make_click(clicked_at_ms=at, item_id=f"i{at}", profile={"last": f"i{at}"}) for at in range(10)]
+
+    before, later = split_by_time(ClickLog([UserHistory("u1", clicks, {"last": "i9"})]), 0.2)
+
+    assert [log.histories[0].profile for log in (before, later)] == [{"last": "i7"}, {"last": "i9"}]
 
 
 def test_popular_counts_users_not_clicks() -> None:

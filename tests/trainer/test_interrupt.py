@@ -27,6 +27,18 @@ def test_signal_within_a_held_block_waits_for_its_end():
     assert steps == ["finished"]
 
 
+def test_signal_within_a_held_block_that_fails_is_heeded_too():
+    interrupts = Interrupts()
+
+    def fail() -> None:
+        with interrupts.held():
+            signal.raise_signal(signal.SIGTERM)
+            raise OSError
+
+    with interrupts.installed(), pytest.raises(KeyboardInterrupt):
+        fail()
+
+
 def test_handlers_of_before_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
 

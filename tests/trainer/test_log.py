@@ -140,6 +140,20 @@ def test_what_an_engine_would_not_take_is_skipped_and_counted(settings: Settings
 
 
 @pytest.mark.kafka
+def test_click_in_a_partition_that_is_not_its_users_is_skipped_and_counted(settings: Settings):
+    ((right, _offset),) = send_clicks(settings, [make_click()])
+    producer = kafka.KafkaProducer(**settings.kafka_client_options(), acks="all")
+    wrong, strayed = (right + 1) % settings.clicks_partitions, encode_click(make_click(item_id="stray"))
+    producer.send(settings.topic("clicks"), key=b"u1", value=strayed, partition=wrong).get(timeout=30)
+    producer.close()
+
+    reading = read_log(settings)
+
+    assert [[click.item_id for click in history.clicks] for history in reading.log.histories] == [["i1"]]
+    assert dict(reading.skipped) == {"partition": 1}
+
+
+@pytest.mark.kafka
 def test_clicks_at_or_before_an_erasure_are_ignored_and_those_after_it_count(settings: Settings):
     before = send_clicks(settings, [make_click(item_id=item, clicked_at_ms=at) for at, item in enumerate("abc", 1)])
     partition, offset = before[1]

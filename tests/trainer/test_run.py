@@ -15,11 +15,13 @@ from pathlib import Path
 
 import kafka
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
 from engine.errors import ConfigError, NotEnoughClicks
-from engine.events import ClickEvent, encode_click
+from engine.events import ClickEvent, ItemEvent, encode_click, encode_item
+from engine.model import ItemInput
 from engine.model.registry import Registry
 from engine.settings import Settings
 from engine.snapshot import load_snapshot
@@ -171,7 +173,7 @@ def test_version_worse_than_popular_is_refused_unless_forced(settings: Settings)
 
 def evaluation(**figures: float) -> Evaluation:
     values = {field.name: 0.2 for field in dataclasses.fields(Evaluation)}
-    return Evaluation(**{**values, "users": 10, "users_without_window": 0, **figures})  # type: ignore[arg-type]
+    return Evaluation(**{**values, "users": 30, "users_without_window": 0, **figures})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,11 @@ def evaluation(**figures: float) -> Evaluation:
         ({"recall_at_50": 0.1, "popular_recall_at_50": 0.1}, None),
         ({"recall_at_50": 0.09, "popular_recall_at_50": 0.1}, "below"),
         ({"recall_at_50": float("nan")}, "nan"),
-        ({"users": 0}, "no user"),
+        ({"users": 29, "recall_at_50": 1.0}, "29 users have a later click"),
     ],
 )
 def test_gate_objects_to_what_is_worse_than_popular_or_cannot_be_judged(figures: dict[str, float], reason: str | None):
-    objected = objection(evaluation(**figures))
+    objected = objection(evaluation(**figures), least_users=30)
 
     assert (objected is None) if reason is None else (objected is not None and reason in objected)
 
@@ -263,13 +265,57 @@ def test_periodic_trainer_skips_a_run_without_new_clicks_and_trains_when_there_a
 def test_trainer_killed_at_any_moment_leaves_every_announced_version_whole(settings: Settings):
     send(settings, tasteful_clicks())
     draw = random.Random(4)
-    process = start_trainer(settings, "--every", "1s", "--force", train_epochs=0.05)
-    read_until(process, "Evaluating")
-    time.sleep(draw.uniform(0.0, 0.6))
-    process.kill()
-    process.communicate()
+    for _ in range(3):
+        process = start_trainer(settings, "--force", train_epochs=0.05)
+        read_until(process, "Evaluating")
+        time.sleep(draw.uniform(0.0, 0.6))
+        process.kill()
+        process.communicate()
+    run_training(settings, force=True, display=quiet()[0])
 
+    assert read_announced(settings)[-1].model_version >= "0001"
     for announced in read_announced(settings):
         assert load_snapshot(settings, announced.model_version, announced.activation)
     for version in Registry(settings.registry).list_versions():
         assert Registry(settings.registry).load(version)
+
+
+@pytest.mark.kafka
+def test_first_version_knows_features_of_items_and_attributes_of_profiles(settings: Settings):
+    clicks = tasteful_clicks()
+    lands = [msgspec.structs.replace(click, profile={"country": click.user_id[-1]}) for click in clicks]
+    catalog = [
+        ItemEvent(item_id=item, category=item[:2], features={"price_band": item[-1]})
+        for item in sorted({click.item_id for click in clicks})
+    ]
+    send(settings, lands)
+    send_items(settings, catalog)
+
+    run_training(settings, display=quiet()[0])
+
+    model = load_snapshot(settings, "0001", 1).model
+    assert model is not None
+    assert {"category", "price_band"} <= {field.name.split(".")[-1] for field in model.vocabulary.item_fields}
+    assert [field.name for field in model.vocabulary.profile_fields] == ["country"]
+    new = model.item_vectors([ItemInput("new", features={"price_band": "3"}), ItemInput("new", category="t2")])
+    assert (np.abs(new).max(axis=1) > 0).all()
+
+
+def send_items(settings: Settings, catalog: Sequence[ItemEvent]) -> None:
+    producer = kafka.KafkaProducer(**settings.kafka_client_options(), acks="all")
+    for item in catalog:
+        producer.send(settings.topic("items"), key=item.item_id.encode(), value=encode_item(item))
+    producer.flush()
+    producer.close()
+
+
+@pytest.mark.kafka
+def test_last_takes_only_what_the_log_accepted_within_that_time(settings: Settings):
+    send(settings, tasteful_clicks(600))
+    time.sleep(2.0)  # the log's own clock divides the two, so it has to pass
+    send(settings, tasteful_clicks(1_800, seed=9, after_ms=NOON_MS + 3_600_000))
+    display, written = quiet()
+
+    run_training(settings, last_s=1.5, display=display)
+
+    assert "Read 1,800 distinct clicks" in written.getvalue()
