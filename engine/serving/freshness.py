@@ -21,6 +21,10 @@ class _Second:
     count: int = 0
     samples: list[int] = field(default_factory=list)
 
+    def weighted(self) -> list[tuple[int, float]]:
+        """Return each sample with how many observations it stands for."""
+        return [(sample, self.count / len(self.samples)) for sample in self.samples]
+
 
 class Freshness:
     """A sliding minute of latencies, by the second in which they were observed."""
@@ -49,12 +53,12 @@ class Freshness:
         """
         self._forget(now_ms)
         seconds = sorted(self._seconds.items())
-        everything = sorted(sample for _, second in seconds for sample in second.samples)
+        everything = sorted(pair for _, second in seconds for pair in second.weighted())
         this_second = now_ms // 1000
         series = []
         for at in range(this_second - WINDOW_S, this_second):
             second = self._seconds.get(at, _EMPTY)
-            ordered = sorted(second.samples)
+            ordered = sorted(second.weighted())
             series.append(
                 {
                     "at_s": at,
@@ -80,8 +84,17 @@ class Freshness:
 _EMPTY = _Second()
 
 
-def percentile(ordered: Sequence[int], share: float) -> int | None:
-    """Return the smallest of the ascending *ordered* that at least *share* of them don't exceed; None of nothing."""
-    if not ordered:
-        return None
-    return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * round(share * 100) // 100) - 1))]
+def percentile(ordered: Sequence[tuple[int, float]], share: float) -> int | None:
+    """Return the smallest of the ascending *ordered* that *share* of the weight doesn't exceed; None of nothing.
+
+    Args:
+        ordered: values, each with its weight.
+        share: 0 to 1.
+    """
+    wanted = share * sum(weight for _, weight in ordered)
+    reached = 0.0
+    for value, weight in ordered:
+        reached += weight
+        if reached >= wanted - 1e-9 * wanted:
+            return value
+    return ordered[-1][0] if ordered else None

@@ -23,6 +23,8 @@ MAX_PATH_BYTES = 8_192
 MAX_HEADER_BYTES = 16_384
 OPEN_PATHS = frozenset({"/health/live", "/", "/static/page.css", "/static/page.js", "/static/icon.svg"})
 """Need no token: a sign of life, and the page's own files, which hold no data. Everything else does."""
+PLAIN_PATHS = (OPEN_PATHS | {"/openapi.json"}) - {"/health/live"}
+"""Answered by plain routes, which leave no template behind."""
 SEGMENT_SAFE = "!$&'()*+,;=:@-._~"
 
 
@@ -54,7 +56,7 @@ class Gate:
             else:
                 await self._app(scope, receive, send_counted)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = _route(scope)
             metrics.REQUESTS.labels(route, status).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
 
@@ -82,6 +84,12 @@ class Gate:
         scheme, _, token = sent[0].partition(b" ")
         matches = hmac.compare_digest(token.strip(), self._token)
         return scheme.lower() == b"bearer" and matches
+
+
+def _route(scope: Scope) -> str:
+    """Return the template of the route that answered, from a closed set; `none` where no route fits."""
+    path: str = scope["path"]
+    return path if path in PLAIN_PATHS else getattr(scope.get("route"), "path", "none")
 
 
 def canonical_path(raw_path: bytes) -> str:

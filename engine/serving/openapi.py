@@ -1,13 +1,15 @@
 """What /openapi.json says of each route: parameters, bodies and answers, beside the code that keeps the promise.
 
-The routes read their requests themselves, so nothing here is derived; tests/serving/test_openapi.py compares it with
-what the service answers.
+The routes read their requests themselves, so nothing here is derived; tests/serving/test_openapi.py provokes each
+refusal and compares.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
 
 DESCRIPTION = (
     "Recall lists that reflect a click within a fraction of a second. "
@@ -95,6 +97,7 @@ _ERROR = {
 _ERROR_NAMES = {
     400: "a parameter, the path or the body is wrong; `error` names which",
     401: "the token is missing or wrong",
+    408: "the body did not arrive in time",
     413: "too much in one request",
     415: "the body is not declared as JSON",
     503: "not ready yet, or Kafka did not acknowledge in time",
@@ -138,7 +141,13 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
     return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
 
 
-_LIMIT = {"type": "integer", "minimum": 1, "default": 50}
+_LIMIT = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": 1000,
+    "default": 50,
+    "description": "at most MINDSTREAM_MAX_QUERY_ITEMS, 200 unless set",
+}
 _OFFSET = {"type": "integer", "minimum": 0, "default": 0}
 RECALL = Description(
     "recall",
@@ -157,7 +166,7 @@ RECALL_BATCH = Description(
     "recall_batch",
     "The recall lists of up to 1000 users, in their order; all or none",
     {"type": "object", "required": ["lists"], "properties": {"lists": {"type": "array", "items": _LIST}}},
-    errors=(400, 401, 413, 415, 503),
+    errors=(400, 401, 408, 413, 415, 503),
     body={
         "type": "object",
         "required": ["user_ids"],
@@ -175,14 +184,14 @@ POST_CLICKS = Description(
     "post_clicks",
     "Log one click or up to 1000; answered when Kafka has all of them",
     {"type": "array", "items": _POSITION},
-    errors=(400, 401, 413, 415, 503),
+    errors=(400, 401, 408, 413, 415, 503),
     body={"oneOf": [_CLICK, {"type": "array", "items": _CLICK, "minItems": 1, "maxItems": 1000}]},
 )
 PUT_ITEM = Description(
     "put_item",
     "Set an item's fields; they replace what was known of it",
     {**_POSITION, "properties": {"item_id": _ID, **_POSITION["properties"]}},  # type: ignore[dict-item]
-    errors=(400, 401, 413, 415, 503),
+    errors=(400, 401, 408, 413, 415, 503),
     parameters=(_path("item_id"),),
     body=_ITEM,
 )
@@ -199,5 +208,5 @@ READY = Description(
     "ready", "Whether queries should be sent here; names the failing part", {"type": "object"}, errors=(401, 503)
 )
 METRICS = Description(
-    "metrics", "Prometheus metrics", {"type": "string"}, errors=(401,), media_type="text/plain; version=0.0.4"
+    "metrics", "Prometheus metrics", {"type": "string"}, errors=(401,), media_type=CONTENT_TYPE_LATEST
 )

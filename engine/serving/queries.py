@@ -120,7 +120,7 @@ def read_query(query_string: bytes, settings: Settings) -> RecallQuery:
     return RecallQuery(
         limit=_limit(_whole(limit), settings) if limit is not None else min(DEFAULT_LIMIT, settings.max_query_items),
         offset=_offset(_whole(offset)) if offset is not None else 0,
-        exclude=frozenset(read_id(decode_component(value, plus_is_space=True), "exclude") for value in exclude),
+        exclude=frozenset(map(_excluded, exclude)),
         explain=_flag(found[b"explain"]) if b"explain" in found else False,
     )
 
@@ -155,6 +155,13 @@ def _list(value: object, name: str, *, limit: int) -> list[str]:
         if not is_id(entry):
             raise refusals.bad_at(name, index, AN_ID)
     return list(value)
+
+
+def _excluded(value: bytes) -> str:
+    try:
+        return read_id(decode_component(value, plus_is_space=True), "exclude")
+    except refusals.Refusal as error:
+        raise refusals.bad("exclude", f"{AN_ID}, percent-encoded as UTF-8") from error
 
 
 def _whole(value: bytes) -> int:

@@ -85,10 +85,10 @@ class QueryService:
         """Return where Kafka keeps each of *messages*, once it acknowledged all of them.
 
         Raises:
-            Refusal: it did not within the time a client is kept waiting.
+            Refusal: it did not within the time a client is kept waiting, or was not reached yet and nothing was sent.
         """
         if self._follower is None:
-            raise refusals.log_unavailable(what)
+            raise refusals.store_opening()
         try:
             async with asyncio.timeout(PUBLISH_WITHIN_S):
                 return await self._publisher.send_all(messages)

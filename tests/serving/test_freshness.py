@@ -46,6 +46,21 @@ def test_a_busy_second_keeps_a_fair_sample_and_the_true_count():
 
 
 def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed():
-    assert [percentile(list(range(1, 101)), share) for share in (0.5, 0.99)] == [50, 99]
-    assert [percentile([5], share) for share in (0.5, 0.99)] == [5, 5]
+    hundred = [(value, 1.0) for value in range(1, 101)]
+
+    assert [percentile(hundred, share) for share in (0.5, 0.99)] == [50, 99]
+    assert [percentile([(5, 1.0)], share) for share in (0.5, 0.99)] == [5, 5]
     assert percentile([], 0.5) is None
+
+
+def test_a_busy_second_counts_in_the_minute_as_much_as_it_observed():
+    freshness = Freshness()
+    for _ in range(20_000):
+        freshness.observe(2_000, now_ms=NOON_MS)
+    for second in range(1, 55):
+        for _ in range(20):
+            freshness.observe(50, now_ms=NOON_MS + second * 1_000)
+
+    summary = freshness.summary(now_ms=NOON_MS + 55_000)
+
+    assert (summary["p50_ms"], summary["p99_ms"]) == (2_000, 2_000)

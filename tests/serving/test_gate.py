@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from engine import metrics
 from engine.serving.api import create_app
 from engine.serving.gate import OPEN_PATHS
 from engine.serving.service import QueryService
@@ -94,3 +95,16 @@ async def test_the_token_opens_every_route(tmp_path: Path):
     answer = await ask(create_app(secured(tmp_path)), "GET", "/v1/status", headers={"authorization": f"Bearer {TOKEN}"})
 
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page.js", "/openapi.json", "/health/live"])
+async def test_what_is_not_about_a_user_or_item_is_counted_under_its_path(service: QueryService, path: str):
+    before = answered(path)
+
+    await ask(service, "GET", path)
+
+    assert answered(path) == before + 1
+
+
+def answered(route: str) -> float:
+    return metrics.REQUESTS.labels(route, 200)._value.get()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from engine.serving import refusals
 from engine.serving.api import create_app
 from engine.serving.page import FILES
@@ -47,3 +49,43 @@ def test_every_route_and_error_code_is_documented(tmp_path: Path):
 
     assert {route.path for route in app.routes if route.path not in FILES and route.path not in document} == set()
     assert {code for code in codes if f"`{code}`" not in document} == set()
+
+
+LARGE = b"[" + b"1," * 600_000 + b"1]"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "path", "body", "status"),
+    [
+        ("GET", "/v1/users/u1/recall?limit=0", "/v1/users/{user_id}/recall", None, 400),
+        ("GET", "/v1/users/u1/recall", "/v1/users/{user_id}/recall", None, 503),
+        ("POST", "/v1/recall:batch", "/v1/recall:batch", b"{", 400),
+        ("POST", "/v1/recall:batch", "/v1/recall:batch", LARGE, 413),
+        ("POST", "/v1/clicks", "/v1/clicks", b"{", 400),
+        ("POST", "/v1/clicks", "/v1/clicks", LARGE, 413),
+        ("POST", "/v1/clicks", "/v1/clicks", b'{"user_id": "u1", "item_id": "i1"}', 503),
+        ("PUT", "/v1/items/i1", "/v1/items/{item_id}", b"[]", 400),
+        ("PUT", "/v1/items/i1", "/v1/items/{item_id}", LARGE, 413),
+        ("PUT", "/v1/items/i1", "/v1/items/{item_id}", b"{}", 503),
+        ("DELETE", "/v1/items/i1", "/v1/items/{item_id}", None, 503),
+        ("GET", "/health/ready", "/health/ready", None, 503),
+    ],
+)
+async def test_every_refusal_is_one_that_is_described(
+    tmp_path: Path, method: str, target: str, path: str, body: bytes | None, status: int
+):
+    with open_service(tmp_path, snapshot=None) as service:
+        described = (await ask(service, "GET", "/openapi.json")).json["paths"]
+        answer = await ask(service, method, target, body)
+
+    assert answer.status == status
+    assert str(status) in described[path][method.lower()]["responses"]
+    assert f"`{answer.error}`" in DOCUMENT.read_text()
+
+
+async def test_metrics_come_in_the_type_that_is_described(tmp_path: Path):
+    with open_service(tmp_path, snapshot=None) as service:
+        described = (await ask(service, "GET", "/openapi.json")).json["paths"]["/metrics"]["get"]
+        answer = await ask(service, "GET", "/metrics")
+
+    assert list(described["responses"]["200"]["content"]) == [answer.headers["content-type"]]

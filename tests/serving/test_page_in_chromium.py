@@ -136,6 +136,21 @@ def test_a_user_is_looked_up_and_clicked_for_with_the_keyboard_alone(page: Page,
     assert page.driver.execute_script("return document.querySelector('#list').contains(document.activeElement)")
 
 
+def test_the_skip_link_leaves_the_user_who_is_shown(page: Page):
+    from selenium.webdriver.common.keys import Keys
+
+    page.open(f"/#user={USER}")
+    page.wait(lambda: page.texts("#list .title") != [], "the list")
+
+    page.press(Keys.TAB)
+    assert page.focused() == "Skip to the user look-up"
+    page.press(Keys.ENTER)
+    page.wait(lambda: page.driver.current_url.endswith("#lookup"), "the skip")
+
+    assert page.text("#summary")
+    assert page.texts("#list .title")
+
+
 def test_a_list_is_colored_by_interest_and_says_which_in_figures(page: Page):
     page.open(f"/#user={USER}")
     page.wait(lambda: page.texts("#list .title") != [], "the list")
@@ -216,3 +231,4 @@ def test_the_page_asks_for_the_token_once_and_keeps_it_for_the_tab(broker: Setti
         guarded.wait(lambda: guarded.text("#state") == "ready", "ready after a reload")
         assert not guarded.has_dialog()
     guarded.wait(lambda: guarded.text("#state") == "not reachable", "the outage is shown")
+    assert "fetch" in guarded.text("#failing")

@@ -4,6 +4,7 @@
 
 const POLL_MS = 1000;
 const REQUEST_MS = 5000;
+const LOG_MS = 12000; // the service waits up to 10 s for Kafka's acknowledgement
 const REFLECTED_MS = 15000;
 const FIRST_ITEMS = 20;
 const MORE_ITEMS = 50;
@@ -24,7 +25,7 @@ class Refused extends Error {
   }
 }
 
-async function ask(path, body) {
+async function ask(path, body, withinMs = REQUEST_MS) {
   const headers = {};
   const token = sessionStorage.getItem("mindstream-token");
   if (token) headers["Authorization"] = "Bearer " + token;
@@ -34,7 +35,7 @@ async function ask(path, body) {
     headers,
     body: body === undefined ? undefined : JSON.stringify(body),
     cache: "no-store",
-    signal: AbortSignal.timeout(REQUEST_MS),
+    signal: AbortSignal.timeout(withinMs),
   });
   const answer = await response.json();
   if (response.status === 401) askForToken(Boolean(token));
@@ -149,7 +150,8 @@ function setState(state, text, detail) {
   const pill = byId("state");
   pill.dataset.state = state;
   if (pill.textContent !== text) pill.textContent = text;
-  pill.title = detail || "";
+  setText("failing", detail || "");
+  byId("failing").hidden = !detail;
 }
 
 function showLists(lists, model) {
@@ -281,6 +283,7 @@ function choose(user) {
 
 function readHash() {
   const found = /^#user=(.+)$/.exec(location.hash);
+  if (!found && location.hash.length > 1) return; // a place on the page, such as the skip link's: who is shown stays
   let user = null;
   try { user = found ? decodeURIComponent(found[1]) : null; } catch { user = null; }
   if (user === shown.user) return;
@@ -439,22 +442,25 @@ async function click(itemId, name) {
   const user = shown.user;
   const startedAt = performance.now();
   echo("Sending a click on " + name + " …");
+  let place;
   try {
-    const [place] = await ask("/v1/clicks", { user_id: user, item_id: itemId });
-    echo("Logged at partition " + place.partition + ", offset " + place.offset + "; waiting for the list …");
-    const took = await untilReflected(user, place, startedAt);
-    if (user !== shown.user) return;
-    echo(took === null ? "The click on " + name + " is logged; the list has not changed within 15 s. Is an engine running?"
-      : "The list reflects your click on " + name + " " + duration(took) + " after you made it.", took === null);
+    [place] = await ask("/v1/clicks", { user_id: user, item_id: itemId }, LOG_MS);
   } catch (error) {
-    echo("The click was not logged: " + error.message, true);
+    const refused = error instanceof Refused && error.status < 500;
+    echo((refused ? "The click was not logged: " : "The click may not have been logged: ") + error.message, true);
+    return;
   }
+  echo("Logged at partition " + place.partition + ", offset " + place.offset + "; waiting for the list …");
+  const took = await untilReflected(user, place, startedAt);
+  if (user !== shown.user) return;
+  echo(took === null ? "The click on " + name + " is logged; the list has not changed within 15 s. Is an engine running?"
+    : "The list reflects your click on " + name + " " + duration(took) + " after you made it.", took === null);
 }
 
 async function untilReflected(user, place, startedAt) {
   while (performance.now() - startedAt < REFLECTED_MS) {
-    const answer = await fetchUser(user);
-    if (answer.source === "personal" && answer.window_offset >= place.offset) {
+    const answer = await fetchUser(user).catch(() => null); // the click is in the log: a failed look is a look too early
+    if (answer !== null && answer.source === "personal" && answer.window_offset >= place.offset) {
       const took = performance.now() - startedAt;
       if (user === shown.user) {
         shown.asked += 1;
