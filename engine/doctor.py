@@ -153,7 +153,7 @@ def _check_jars(settings: Settings) -> Check:
 def _check_port(settings: Settings, name: str, port: int) -> Check:
     if _becomes_free(port, 0.0):
         return Check(f"port {port}", True, f"free ({name})")
-    is_ours = _is_our_broker(settings) if name.startswith(_name("broker_port")) else _is_our_listener(port)
+    is_ours = _is_our_broker(settings) if name.startswith(_name("broker_port")) else _is_our_listener(settings, port)
     if is_ours:
         return Check(f"port {port}", True, f"in use by MindStream ({name})")
     return Check(
@@ -176,10 +176,13 @@ def _becomes_free(port: int, patience_s: float) -> bool:
         time.sleep(0.1)
 
 
-def _is_our_listener(port: int) -> bool:
+def _is_our_listener(settings: Settings, port: int) -> bool:
     """Tell whether the metrics of this project are served there."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics")
+    if settings.api_token is not None and port == settings.serve_port:
+        request.add_header("Authorization", f"Bearer {settings.api_token.get_secret_value()}")
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
+        with urllib.request.urlopen(request, timeout=2) as answer:
             return b"mindstream_" in answer.read(1_000_000)
     except (OSError, ValueError):
         return False

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from engine.doctor import Check, check_setup, check_start, listening_ports
 from engine.errors import SetupError
+from engine.serving.server import listen, serve
 from engine.settings import Settings
 from engine.streams.topics import create_topics
 from tests.conftest import free_port
@@ -126,3 +128,15 @@ def test_listener_that_is_turned_off_needs_no_port(settings: Settings):
         "MINDSTREAM_BROKER_PORT + 1",
         "MINDSTREAM_SERVE_PORT",
     ]
+
+
+async def test_query_service_with_a_token_is_known_as_ours(settings: Settings, tmp_path: Path):
+    settings = settings.model_copy(update={"serve_port": free_port(), "api_token": SecretStr("correct-horse-battery")})
+    serving = asyncio.create_task(serve(settings, listen(settings)))
+    try:
+        checks = by_name(await asyncio.to_thread(check_setup, settings))
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    assert checks[f"port {settings.serve_port}"].detail == "in use by MindStream (MINDSTREAM_SERVE_PORT)"
