@@ -14,7 +14,7 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from engine.replay import replay
 from engine.sending import choose_source
 from engine.settings import PREFIX, Settings
 from engine.sources import EventSource
+from engine.sources.place import identity_of
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from engine.summary import OBSERVE_EVERY_S, Measured, observe, service_address, show_summary, write_report
@@ -41,6 +42,8 @@ LIVE_SHARE = 0.05
 LIVE_PHASE_S = 63.0
 """How long live traffic runs before its freshness is read: the minute that the query service looks back on, and a
 little more, so that the last of the backlog is not in it."""
+TRAINING_GRACE_S = 300.0
+"""Reading, evaluating, publishing and loading the first version may take this long beside its training."""
 TRAINER_NICENESS = 10
 """The trainer yields the cores to the click's way."""
 
@@ -61,19 +64,21 @@ def run_up(settings: Settings, options: UpOptions) -> int:
     """Run the system until Ctrl-C, or to the end of the live phase; return the exit code.
 
     Raises:
-        ConfigError: the engine's metrics, which say how far it is, are turned off.
+        ConfigError: the engine's metrics, which say how far it is, are turned off, or the report's folder is missing.
         SetupError: Java, a port or the disk is not as needed; nothing was started.
         SourceError: the data can't be read.
     """
     if settings.engine_metrics_port == 0:
         raise ConfigError(PREFIX + "ENGINE_METRICS_PORT", got=0, expected="a port, for `mindstream up` to read them")
+    if options.report_path is not None and not options.report_path.absolute().parent.is_dir():
+        raise ConfigError("--report", got=str(options.report_path), expected="a file in a folder that exists")
     console = Console()
     source = choose_source(options.data_path, seed=settings.seed)
     settings = claim_data_dir(settings, source, console)
     check_start(settings)
     console.print(describe_source(source))
-    with started_broker(settings, console):
-        return asyncio.run(_System(settings, options, source, console).run())
+    with started_broker(settings, console) as broker:
+        return asyncio.run(_System(settings, options, source, console, broker).run())
 
 
 def claim_data_dir(settings: Settings, source: EventSource, console: Console) -> Settings:
@@ -82,27 +87,40 @@ def claim_data_dir(settings: Settings, source: EventSource, console: Console) ->
     Raises:
         SetupError: another source is in the topics of a cluster of the user's own, or it can't be told which one.
     """
+    asked = HeldSource(source.name, identity_of(source))
     held = _held_source(settings.data_dir / MARKER)
-    if held not in (None, source.name):
+    if held not in (None, asked):
         if not settings.uses_local_broker:
             raise SetupError(
-                f"the topics that {settings.data_dir} belongs to hold {held}, and {source.name} must not be mixed in",
+                f"the topics that {settings.data_dir} belongs to hold {held}, and {asked} must not be mixed in",
                 remedy=f"set {PREFIX}TOPIC_PREFIX and {PREFIX}DATA_DIR to new ones for {source.name}",
             )
-        settings = settings.model_copy(update={"data_dir": settings.data_dir / source.name})
+        settings = settings.model_copy(update={"data_dir": settings.data_dir / str(asked)})
         console.print(
             f"{settings.data_dir.parent} holds another source, so this run keeps its state in {settings.data_dir}.\n"
             f"Say {PREFIX}DATA_DIR={settings.data_dir} to other commands.",
             highlight=False,
         )
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    (settings.data_dir / MARKER).write_text(json.dumps({"source": source.name}))
+    (settings.data_dir / MARKER).write_text(json.dumps(asdict(asked)))
     return settings
 
 
-def _held_source(marker: Path) -> str | None:
+@dataclass(frozen=True, slots=True)
+class HeldSource:
+    """Which source a data directory holds: its name for people, and what tells it from others of that name."""
+
+    name: str
+    identity: str
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.identity[:8]}"
+
+
+def _held_source(marker: Path) -> HeldSource | None:
     try:
-        return str(json.loads(marker.read_text())["source"])
+        held = json.loads(marker.read_text())
+        return HeldSource(str(held["name"]), str(held["identity"]))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -121,18 +139,18 @@ def count_users(source: EventSource, clicks: int) -> int:
 
 
 @contextlib.contextmanager
-def started_broker(settings: Settings, console: Console) -> Iterator[None]:
+def started_broker(settings: Settings, console: Console) -> Iterator[LocalBroker | None]:
     """Run the local broker around the block; with a cluster of the user's own, run nothing."""
     if not settings.uses_local_broker:
         console.print(f"Kafka: {settings.bootstrap_servers} (yours)", highlight=False)
-        yield
+        yield None
         return
     broker = LocalBroker(settings)
     try:
         with console.status("Starting Apache Kafka ..."):
             broker.start()
         console.print(f"Kafka: {broker.bootstrap_servers}, one node, started here", highlight=False)
-        yield
+        yield broker
     finally:
         broker.stop()
 
@@ -154,8 +172,16 @@ async def beside(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> 
 class _System:
     """The running children and what was seen of them."""
 
-    def __init__(self, settings: Settings, options: UpOptions, source: EventSource, console: Console) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        options: UpOptions,
+        source: EventSource,
+        console: Console,
+        broker: LocalBroker | None,
+    ) -> None:
         self.settings, self.options, self.source, self.console = settings, options, source, console
+        self.broker = broker
         self.measured = Measured(source.name, source.simulated, live_rate=options.live_rate)
         self.total = min(source.click_count, options.click_limit or source.click_count)
         self.first_live = self.total - max(1, int(self.total * LIVE_SHARE))
@@ -212,9 +238,7 @@ class _System:
         self._start(self.trainer)
         async with beside(self._send_live):
             await self._wait("Applying what was replayed", lambda: self.measured.is_applied)
-            await self._wait(
-                "Training the first model version", lambda: self.measured.has_trained_version, self.trainer
-            )
+            await self._wait_for_first_version()
             await self._wait("Refreshing every user's list", lambda: self.measured.is_drained)
             self.measured.note_drained()
             await self._wait_seconds("Measuring freshness on live traffic", LIVE_PHASE_S)
@@ -227,6 +251,21 @@ class _System:
         await self._wait("Applying the last live clicks", lambda: self.measured.has_applied_everything)
         if self.options.exit_when_replayed:
             await self._summarize()
+
+    async def _wait_for_first_version(self) -> None:
+        """Wait for a version with a model; a run that is to end by itself gives up when training had its time."""
+        within_s = self.settings.train_max_seconds + TRAINING_GRACE_S
+        try:
+            async with asyncio.timeout(within_s if self.options.exit_when_replayed else None):
+                await self._wait(
+                    "Training the first model version", lambda: self.measured.has_trained_version, self.trainer
+                )
+        except TimeoutError as error:
+            raise SetupError(
+                f"no version was trained and served within {within_s:.0f} s; the trainer says: "
+                f"{self.trainer.last_lines(1)}",
+                remedy=f"read {self.trainer.log_path}",
+            ) from error
 
     async def _summarize(self) -> None:
         sent = self.first_live + min(self.measured.live_sent, self.total - self.first_live)
@@ -281,8 +320,10 @@ class _System:
             )
 
     async def _keep_up(self) -> None:
-        """Start a crashed part again; give up, and stop everything, when it crashes over and over."""
+        """Start a crashed part again; give up, and stop everything, when it keeps crashing or the broker ended."""
         while True:
+            if self.broker is not None:
+                self.broker.raise_if_ended()
             for part in self.kept_up:
                 if part.exit_code not in (None, 0):
                     self.console.print(f"{part.name} ended with {part.exit_code}; starting it again", highlight=False)

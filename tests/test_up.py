@@ -49,14 +49,30 @@ def test_another_source_gets_a_directory_of_its_own_so_that_shops_never_mix(tmp_
     other = claim_data_dir(settings, make_source("b-shop"), quiet())
     other_again = claim_data_dir(settings, make_source("b-shop"), quiet())
 
-    assert other.data_dir == other_again.data_dir == tmp_path / "data" / "b-shop"
+    assert other.data_dir == other_again.data_dir
+    assert other.data_dir.parent == tmp_path / "data"
+    assert other.data_dir.name.startswith("b-shop-")
+
+
+def test_sources_of_one_name_are_told_apart_by_what_they_hold(tmp_path: Path):
+    settings = Settings(data_dir=tmp_path / "data")
+    first = claim_data_dir(settings, ListSource([make_click(user_id="u1")], name="clicks"), quiet())
+
+    other = claim_data_dir(settings, ListSource([make_click(user_id="u2")], name="clicks"), quiet())
+
+    assert first.data_dir != other.data_dir
+
+
+def test_report_in_a_folder_that_is_missing_is_refused_before_anything_starts(tmp_path: Path):
+    with pytest.raises(ConfigError, match="--report must be a file in a folder that exists"):
+        run_up(Settings(data_dir=tmp_path), UpOptions(report_path=tmp_path / "none" / "report.json"))
 
 
 def test_another_source_is_refused_where_the_log_is_a_cluster_of_the_users_own(tmp_path: Path):
     settings = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers="kafka-1:9092")
     claim_data_dir(settings, make_source("a-shop"), quiet())
 
-    with pytest.raises(SetupError, match=r"hold a-shop, and b-shop must not be mixed in; set MINDSTREAM_TOPIC_PREFIX"):
+    with pytest.raises(SetupError, match=r"hold a-shop-\w+, and b-shop-\w+ must not be mixed in; set"):
         claim_data_dir(settings, make_source("b-shop"), quiet())
 
 

@@ -34,7 +34,7 @@ class Sessions:
 
     def __init__(self, path: Path) -> None:
         files = session_files(path) if path.is_dir() else [path]
-        self.name = (path if path.is_dir() else files[0]).name.split(".")[0]
+        self.name = (path if path.is_dir() else files[0]).resolve().name.split(".")[0]
         self.dropped: Counter[str] = Counter()
         """Ids left out, by reason."""
         self._sessions: list[list[str]] = []

@@ -132,5 +132,8 @@ def _read_text(path: Path, broken: list[str]) -> Any:
     with pa_csv.open_csv(path, read_options=read, parse_options=parse) as opening:
         names = opening.schema.names
     broken.clear()
-    convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+    # An empty field alone is no value: "NA" is a country, and "null" may be an id.
+    convert = pa_csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
     return pa_csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)

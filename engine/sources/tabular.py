@@ -97,7 +97,7 @@ class TabularClicks:
         if file is None:
             raise SourceError(path, problem="holds no data set", remedy="give a file, or see docs/data.md")
         folder = path if path.is_dir() else None
-        self.name = (folder or file).name.split(".")[0]
+        self.name = (folder or file).resolve().name.split(".")[0]
         self.dropped: Counter[str] = Counter()
         """Rows left out, by reason."""
         self.first_dropped: str | None = None

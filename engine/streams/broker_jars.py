@@ -63,11 +63,15 @@ def _fetch_all(home: Path, on_progress: Callable[[int, int], None]) -> None:
     try:
         ready = staging / "jars"
         ready.mkdir()
-        with ThreadPoolExecutor(8, thread_name_prefix="jars") as pool:
+        pool = ThreadPoolExecutor(8, thread_name_prefix="jars")
+        try:
             fetches = [pool.submit(_fetch, coordinate, staging / "repository", ready) for coordinate in JARS]
             for count, fetch in enumerate(fetches, 1):
                 fetch.result()
                 on_progress(count, len(JARS))
+        finally:
+            # After a failed jar, or Ctrl-C, those not begun are not fetched any more.
+            pool.shutdown(cancel_futures=True)
         (ready / MARKER).write_text(f"{len(JARS)} jars\n", encoding="utf-8")
         _put_in_place(ready, home)
     finally:

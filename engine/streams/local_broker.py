@@ -167,6 +167,16 @@ class LocalBroker:
         """Return the nodes that ended though nobody stopped them."""
         return [node for node, process in self._processes.items() if process.poll() is not None]
 
+    def raise_if_ended(self) -> None:
+        """Raise SetupError, with what its log says, if a node ended though nobody stopped it."""
+        for node in self.failed_nodes():
+            lines = self._log_file(node).read_text(encoding="utf-8", errors="replace").splitlines()
+            said = next((line for line in lines if re.search(r"ERROR|FATAL|Error", line)), "nothing")
+            raise SetupError(
+                f"node {node} of the local broker ended by itself, saying: {said}",
+                remedy=f"look into {self._log_file(node)}",
+            )
+
     def _all(self) -> range:
         return range(1, self.nodes + 1)
 
@@ -232,21 +242,12 @@ class LocalBroker:
                     pool.submit(asyncio.run, wait_for_broker(settings, 1.0, nodes=self.nodes)).result()
                     return
                 except LogError as error:
-                    self._raise_if_ended()
+                    self.raise_if_ended()
                     if time.monotonic() > deadline:
                         raise SetupError(
                             f"the local broker did not answer within {START_TIMEOUT_S:.0f} s",
                             remedy=f"look into {self._log_file(1)}",
                         ) from error
-
-    def _raise_if_ended(self) -> None:
-        for node in self.failed_nodes():
-            lines = self._log_file(node).read_text(encoding="utf-8", errors="replace").splitlines()
-            said = next((line for line in lines if re.search(r"ERROR|FATAL|Error", line)), "nothing")
-            raise SetupError(
-                f"node {node} of the local broker ended while it started, saying: {said}",
-                remedy=f"look into {self._log_file(node)}",
-            )
 
 
 def run_broker(settings: Settings, nodes: int = 1) -> None:
@@ -260,12 +261,9 @@ def run_broker(settings: Settings, nodes: int = 1) -> None:
     broker = LocalBroker(settings, nodes)
     try:
         broker.start()
-        while not (failed := broker.failed_nodes()):
+        while True:
+            broker.raise_if_ended()
             time.sleep(0.5)
-        raise SetupError(
-            f"node {failed[0]} of the local broker ended by itself",
-            remedy=f"look into {settings.data_dir / 'logs' / f'broker-{failed[0]}.log'}",
-        )
     except KeyboardInterrupt:
         log.info("broker_stopping")
     finally:

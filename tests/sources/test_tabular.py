@@ -217,3 +217,16 @@ def test_written_clicks_are_read_back(tmp_path: Path, name: str):
 def test_clicks_are_written_to_known_formats_only(tmp_path: Path):
     with pytest.raises(SourceError, match=r"end the name in \.csv, \.tsv or \.parquet"):
         write_clicks(tmp_path / "out.json", [make_click()])
+
+
+def test_only_an_empty_field_is_no_value(tmp_path: Path):
+    path = write(
+        tmp_path / "c.csv", f"user_id,item_id,timestamp,profile.country\nnull,NA,{NOON_S},NA\nnan,n/a,{NOON_S},\n"
+    )
+
+    clicks = list(open_source(path).clicks())
+
+    assert [(click.user_id, click.item_id, click.profile) for click in clicks] == [
+        ("null", "NA", {"country": "NA"}),
+        ("nan", "n/a", None),
+    ]
