@@ -32,10 +32,10 @@ MAY_IMPORT = {
     "engine.snapshot": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.hotswap": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.streams": LEAVES
-    | ENGINE_CORE
-    | {"engine.store", "engine.log", "engine.processes", "engine.streams"} - {"engine.recall"},
+    | (ENGINE_CORE - {"engine.recall"})
+    | {"engine.store", "engine.log", "engine.processes", "engine.streams"},
     "engine.serving": LEAVES
-    | ENGINE_CORE - {"engine.refresh"}
+    | (ENGINE_CORE - {"engine.refresh", "engine.microbatch"})
     | {"engine.store.lists", "engine.log", "engine.serving"},
     "engine.sources": LEAVES | {"engine.sources"},
     "engine.simulate": LEAVES | {"engine.sources"},
@@ -58,6 +58,8 @@ LIBRARY_OWNERS = {
     "uvicorn": {"engine.serving"},
     "pyarrow": {"engine.sources"},
     "jgo": {"engine.streams"},
+    "fsspec": {"engine.model.registry"},
+    "psutil": {"engine.streams"},
     "prometheus_client": {"engine.metrics", "engine.serving"},
     "pydantic_settings": {"engine.settings"},
 }

@@ -68,11 +68,13 @@ class System:
             time.sleep(0.2)
 
     def is_settled(self) -> bool:
-        """A trained version serves, and every list was made by it."""
-        figures, model = self.engine_metrics(), self.status()["model"]
+        """A trained version serves, there are lists, and every one was made by it."""
+        figures, status = self.engine_metrics(), self.status()
+        model = status["model"]
         return (
             model is not None
             and model["version"] != "0000"
+            and status["lists"]["held"] > 0
             and figures["mindstream_lists_on_current_version_ratio"] >= 0.99
             and figures["mindstream_consumer_lag"] <= 50
         )

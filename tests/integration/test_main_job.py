@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.conftest import System, children_of, read_report, start_up, stop, system_environment
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
+REAL_EVENTS = next(Path(os.environ.get("MINDSTREAM_TEST_DATA") or "/nowhere").glob("online-retail"), None)
 
 
-def run_to_the_end(environment: dict[str, str], folder: Path, *arguments: str, timeout_s: float) -> dict[str, object]:
+def run_to_the_end(environment: dict[str, str], folder: Path, *arguments: str, timeout_s: float) -> dict[str, Any]:
     report_path = folder / "report.json"
     running = start_up(environment, folder / "up.log", "--exit-when-replayed", "--report", str(report_path), *arguments)
     try:
@@ -29,18 +31,35 @@ def run_to_the_end(environment: dict[str, str], folder: Path, *arguments: str, t
 
 @pytest.mark.timeout(600)
 def test_real_events_flow_to_lists_that_beat_popular_by_half(tmp_path: Path):
-    folder = os.environ.get("MINDSTREAM_TEST_DATA")
-    if not folder or not (Path(folder) / "online-retail").is_dir():
+    if not REAL_EVENTS:
         pytest.skip("MINDSTREAM_TEST_DATA names no folder with online-retail in it")
     environment = system_environment(tmp_path / "data", TRAIN_MAX_SECONDS=75)
 
-    report = run_to_the_end(environment, tmp_path, "--data", f"{folder}/online-retail", timeout_s=560)
+    report = run_to_the_end(environment, tmp_path, "--data", str(REAL_EVENTS), timeout_s=560)
 
+    assert_every_figure_is_there_and_fits(report)
     assert report["simulated"] is False
-    assert report["clicks_applied"] == report["clicks_sent"]
     assert report["recall_at_50"] >= 1.5 * report["popular_recall_at_50"]
+
+
+@pytest.mark.timeout(420)
+def test_simulated_events_flow_to_lists_and_every_figure_is_reported(tmp_path: Path):
+    if REAL_EVENTS:
+        pytest.skip("the same is asked of real events, which are here")
+    environment = system_environment(tmp_path / "data", TRAIN_MAX_SECONDS=10)
+
+    report = run_to_the_end(environment, tmp_path, "--clicks", "6000", timeout_s=400)
+
+    assert_every_figure_is_there_and_fits(report)
+    assert report["simulated"] is True
+
+
+def assert_every_figure_is_there_and_fits(report: dict[str, Any]) -> None:
+    assert {name for name, figure in report.items() if figure is None} == set()
+    assert report["clicks_applied"] == report["clicks_sent"] > 5_000
     assert report["lists_personal"] >= 0.95 * report["users"]
-    assert report["click_to_visible_p50_s"] is not None
+    assert report["first_personal_list_s"] <= 180
+    assert report["versions"][-1] == "0001"
 
 
 @pytest.mark.timeout(420)

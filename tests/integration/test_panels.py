@@ -130,10 +130,14 @@ def test_panel_shows_something(prometheus: Prometheus, query: str):
 
 @pytest.mark.parametrize("query", ALERTS)
 def test_alert_watches_something(prometheus: Prometheus, query: str):
-    assert prometheus.numbers(THRESHOLD.sub("", query.strip()))
+    # `or vector(0)` would answer in place of a metric that is not there.
+    watched = THRESHOLD.sub("", query.strip()).replace("or vector(0)", "")
+
+    assert prometheus.numbers(watched)
 
 
 def test_running_system_raises_no_alert_about_its_processes(prometheus: Prometheus):
-    firing = {series["metric"]["alertname"] for series in prometheus.ask('ALERTS{alertstate="firing"}')}
+    # Pending ones too: what just began to be wrong waits for minutes before it fires.
+    raised = {series["metric"]["alertname"] for series in prometheus.ask("ALERTS")}
 
-    assert firing & {"TargetDown", "QueriesFail", "SwapRefused", "TrainingFails"} == set()
+    assert raised & {"TargetDown", "QueriesFail", "SwapRefused", "TrainingFails", "NoTrainedModel"} == set()

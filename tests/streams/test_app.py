@@ -59,7 +59,7 @@ def test_a_metrics_port_in_use_is_named(tmp_path: Path, silent_port: int) -> Non
             said = engine.stderr.read().decode()
 
             assert engine.wait(timeout=60) == 2
-    assert f"MINDSTREAM_ENGINE_METRICS_PORT must be a free port, or 0 for none, got {port}" in said
+    assert f"MINDSTREAM_ENGINE_METRICS_PORT must be a free port of 127.0.0.1, or 0 for none, got {port}" in said
 
 
 def test_a_second_engine_is_kept_out_of_a_data_directory(tmp_path: Path) -> None:
