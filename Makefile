@@ -13,9 +13,9 @@ help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 preflight:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not; install it and say: make PYTHON=python3.11 ..." >&2; exit 1; }
-	@if [ -z "$$KAFKA_BOOTSTRAP_SERVERS" ]; then sh deploy/java_present.sh; fi
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "Python 3.11 or newer is needed, and there is no '$(PYTHON)'; install it, or say: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) deploy/preflight.py $(if $(filter up,$(MAKECMDGOALS)),--ports)
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,13 +42,13 @@ integration: setup debian ## Run the tests that need a broker or the whole syste
 	@$(BIN)/python -m pytest -m "kafka or system"
 
 check: $(VENV)/.installed ## Check format, lint and types
-	@$(BIN)/ruff format --check engine trainer tests benchmarks
-	@$(BIN)/ruff check engine trainer tests benchmarks
+	@$(BIN)/ruff format --check engine trainer tests benchmarks deploy
+	@$(BIN)/ruff check engine trainer tests benchmarks deploy
 	@$(BIN)/mypy
 
 format: $(VENV)/.installed ## Format the code
-	@$(BIN)/ruff format engine trainer tests benchmarks
-	@$(BIN)/ruff check --fix engine trainer tests benchmarks
+	@$(BIN)/ruff format engine trainer tests benchmarks deploy
+	@$(BIN)/ruff check --fix engine trainer tests benchmarks deploy
 
 bench: setup ## Run the benchmarks and print their figures
 	@for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench; done
