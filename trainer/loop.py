@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.errors import ConfigError
-from engine.model import InterestModel, MindConfig
+from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork, WindowTensors, attend
 from trainer.negatives import FULL_SOFTMAX_ITEMS, NEGATIVES, draw_negatives, full_softmax_loss, sampled_softmax_loss
@@ -102,13 +102,41 @@ def train(
     """
     vocabulary = build_vocabulary(log)
     samples = build_samples(log, vocabulary, config)
+    rows = field_rows(vocabulary, log.items)
+    return train_samples(samples, vocabulary, rows, config, options, on_progress, clock=clock)
+
+
+def train_samples(
+    samples: Samples,
+    vocabulary: Vocabulary,
+    item_field_rows: np.ndarray,
+    config: MindConfig,
+    options: TrainOptions,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> InterestModel:
+    """Return a model trained on *samples*, whose items and profiles *vocabulary* names.
+
+    Args:
+        samples: clicks by item row.
+        vocabulary: what the rows stand for.
+        item_field_rows: (N + 1, F) int64, each item's fields as `samples.field_rows` gives them.
+        config: what the model is.
+        options: how it learns.
+        on_progress: called after each step.
+        clock: seconds, for the limit on the wall time.
+
+    Raises:
+        ConfigError: no user of *samples* has two positive clicks, so there is nothing to learn.
+    """
     if not len(samples.targets):
-        raise ConfigError("clicks", got=log.click_count, expected="a user with at least two clicks to learn from")
+        raise ConfigError("clicks", got=len(samples.rows), expected="a user with at least two clicks to learn from")
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
         torch.manual_seed(options.seed)
-        network = MindNetwork(config, vocabulary, torch.from_numpy(field_rows(vocabulary, log.items)))
+        network = MindNetwork(config, vocabulary, torch.from_numpy(item_field_rows))
         if options.start_from_cooccurrence:
             start_items(network, samples, seed=options.seed)
         network = network.to(options.device)
