@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a named failure, 2 a wrong setting or argument, 130 broken
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import sys
@@ -305,7 +306,7 @@ def redrive_letters(
     """Send dead letters to `clicks` again, after what was wrong was mended."""
     from engine.streams.dead_letters import redrive
 
-    _show(json.dumps(redrive(_on_cluster("dead-letters"), reason=reason)))
+    _show(json.dumps(dataclasses.asdict(redrive(_on_cluster("dead-letters"), reason=reason))))
 
 
 @data.command("fetch")
@@ -341,7 +342,7 @@ def list_topics() -> None:
 def dump(
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line; the only format.")] = True,
 ) -> None:
-    """Print every window in the stores of this data directory, also while an engine runs."""
+    """Print every window that this data directory holds of the topic `clicks`, also while an engine runs."""
     from engine.store.windows import dump_windows
 
     for window in dump_windows(_settings("windows")):

@@ -8,7 +8,7 @@ where, and what to do next. Callers never write prose.
       MalformedEvent         one message can't be taken -> dead letters, counted, the stream goes on
       LogError               the log (Kafka) can't be reached or is not what it was
       ListTooLarge           one user's list doesn't fit a message -> none for that user, the others go on
-      StoreError             WindowDecodeError, StoreFormatError, StoreBusy
+      StoreError             WindowDecodeError, StoreFormatError, StoreBusy, DamagedStore, StoreNotWritten
       ModelError             UnknownVersion, IncompatibleVersion, DamagedVersion ... -> keep serving the current version
       ItemIndexError         DimensionMismatch, DamagedIndex
       SourceError            a data set can't be read
@@ -96,6 +96,17 @@ class DamagedStore(StoreError):
         self.path, self.cause = path, cause
         super().__init__(
             f"store {path} can't be opened: {cause}; move it aside, the next start rebuilds it from the log"
+        )
+
+
+class StoreNotWritten(StoreError):
+    """RocksDB fails to write to a store that is open; what stands in it is whole."""
+
+    def __init__(self, path: object, *, cause: str) -> None:
+        self.path, self.cause = path, cause
+        super().__init__(
+            f"store {path} can't be written: {cause}; make room on its disk or mend it, and start again: "
+            "what is missing comes from the log"
         )
 
 

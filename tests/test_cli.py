@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from engine.cli import duration_s
-from engine.errors import ConfigError
+from engine.errors import ConfigError, MalformedEvent
+from engine.log import Publisher
+from engine.settings import Settings
+from engine.streams.dead_letters import WHOLE_BYTES, DeadLetters, Rejected
 from tests.conftest import free_port
+from tests.streams.test_clicks import RecordOf
 
 COMMANDS = [
     "up",
@@ -77,6 +83,36 @@ def test_broker_that_is_away_is_one_sentence_without_the_library_s_own(tmp_path:
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
     assert "check that the broker runs" in answer.stderr
+
+
+@pytest.mark.kafka
+def test_redrive_says_how_many_letters_went_back(settings: Settings):
+    publish_letters(settings)
+    variables = {
+        "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "MINDSTREAM_TOPIC_PREFIX": settings.topic_prefix,
+    }
+
+    answer = mindstream("dead-letters", "redrive", "--reason", "json", folder=settings.data_dir, **variables)
+
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == {"sent": 2, "incomplete": 1}
+
+
+def publish_letters(settings: Settings) -> None:
+    """Write three dead letters, the last of a message too long to be kept whole."""
+
+    async def publish() -> None:
+        publisher = Publisher(settings)
+        error = MalformedEvent("json", "the value is not JSON at character 0")
+        values = [b"}{", b"[", b"x" * (WHOLE_BYTES + 1)]
+        rejected = [Rejected(RecordOf(offset, value), 0, error) for offset, value in enumerate(values)]
+        try:
+            await DeadLetters(settings, publisher, "e1").send(rejected)
+        finally:
+            await publisher.stop()
+
+    asyncio.run(publish())
 
 
 def test_durations_carry_a_unit():

@@ -17,10 +17,11 @@ from rocksdict import (
     Options,
     Rdict,
     RdictIter,
+    WriteBatch,
     WriteBufferManager,
 )
 
-from engine.errors import DamagedStore, StoreBusy
+from engine.errors import DamagedStore, StoreBusy, StoreNotWritten
 
 # Shared by all stores of a process: by default each would have a cache and 64 MB write buffers of its own.
 _CACHE = Cache(64 * 2**20)
@@ -53,6 +54,30 @@ def open_for_reading(path: Path) -> Rdict:
     return _open(path, AccessType.read_only(False))
 
 
+def write(db: Rdict, batch: WriteBatch, *, path: object) -> None:
+    """Write *batch* in one step to the store at *path*.
+
+    Raises:
+        StoreNotWritten: the disk is full or failing, or the store is closed; nothing of *batch* is in it.
+    """
+    try:
+        db.write(batch)
+    except Exception as error:  # rocksdict raises plain Exception for everything
+        raise StoreNotWritten(path, cause=str(error)) from error
+
+
+def close(db: Rdict, *, path: object) -> None:
+    """Flush the store at *path* and let go of it.
+
+    Raises:
+        StoreNotWritten: what was still to be flushed can't be; the write-ahead log has it all the same.
+    """
+    try:
+        db.close()
+    except Exception as error:  # rocksdict raises plain Exception for everything
+        raise StoreNotWritten(path, cause=str(error)) from error
+
+
 def scan(view: RdictIter, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys that start with *prefix*, in byte order, and their values.
 
@@ -82,6 +107,19 @@ def scan_keys(view: RdictIter, prefix: bytes, *, start: bytes) -> Iterator[bytes
         view.next()
     if key is None:
         check_status(view)
+
+
+def read_value(view: RdictIter, key: bytes) -> bytes | None:
+    """Return the value of *key* as *view* shows it, or None.
+
+    Raises:
+        DamagedStore: RocksDB met a block that it can't read.
+    """
+    view.seek(key)
+    found: bytes | None = view.key()
+    if found is None:
+        check_status(view)
+    return view.value() if found == key else None
 
 
 def check_status(view: RdictIter) -> None:

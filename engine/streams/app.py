@@ -27,6 +27,7 @@ from engine.snapshot import SnapshotHolder
 from engine.streams.batches import FaustApp
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
+from engine.streams.decompression import bound_decompression
 
 BROKER_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
@@ -38,7 +39,7 @@ def run_engine(settings: Settings) -> None:
     """Run an engine until SIGINT or SIGTERM; a second one ends it at once.
 
     Raises:
-        LogError: the broker can't be reached, `clicks` is missing, or the log is not the one the stores were made from.
+        LogError: the broker can't be reached, a topic is missing, or the log is not the one the stores were made from.
         StoreError: a partition store can't be used.
     """
     asyncio.run(_run_until_signal(settings))
@@ -69,6 +70,9 @@ async def _run(settings: Settings) -> None:
     await wait_for_broker(settings, BROKER_WITHIN_S)
     epoch = await topic_epoch(settings, "clicks")
     await _check_lists(settings, epoch.partitions)
+    for topic in ("items", "models", "clicks.dead-letters"):
+        await topic_epoch(settings, topic)  # whatever needs it would wait for a missing one
+    bound_decompression()
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as parts:
         parts.enter_context(_own(settings.data_dir / "engine"))
@@ -130,11 +134,13 @@ async def _run_faust(faust_app: FaustApp) -> None:
     """Run the Faust worker; return never, raise when it crashes."""
     try:
         await faust_app.start()
+        await faust_app.wait_until_stopped()
+        if faust_app.crash_reason is not None:
+            raise faust_app.crash_reason
     except KafkaError as error:
         remedy = "check that the broker runs (`mindstream doctor`), and start the engine again"
         raise LogError("the Faust worker", problem=f"can't reach the log: {error}", remedy=remedy) from error
-    await faust_app.wait_until_stopped()
-    raise faust_app.crash_reason or LogError(
+    raise LogError(
         "the Faust worker", problem="stopped by itself", remedy="see its last log lines, and start the engine again"
     )
 

@@ -16,6 +16,7 @@ Faust and aiokafka are pinned exactly; `tests/streams/test_batches.py` fails by 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +28,14 @@ import faust
 import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaError, NoOffsetForPartitionError
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.partitioner import murmur2
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from engine.errors import LogError
 from engine.log import Epoch
 from engine.log.epoch import read_epoch
 from engine.settings import Settings
@@ -47,7 +49,8 @@ FETCH_WAIT_MS = 500
 """How long the broker holds an empty fetch; data ends the wait at once."""
 IDLE_S = 1.0
 _RETRY_S = 1.0
-_NEVER_S = 24 * 3600.0
+# As milliseconds, the time fits the 32 bits that Kafka's clients have for it.
+_NEVER_S = 20 * 24 * 3600.0
 
 log = structlog.get_logger()
 
@@ -187,8 +190,9 @@ class _BatchConsumer(driver.Consumer):
 
     async def _drain_messages(self, fetcher: Any) -> None:
         try:
-            while not (self.should_stop or fetcher.should_stop):
-                await self._drain_once()
+            with _translated(self.app.settings.topic("clicks")):
+                while not (self.should_stop or fetcher.should_stop):
+                    await self._drain_once()
         except self.consumer_stopped_errors:
             if not self.app.should_stop:
                 raise
@@ -269,6 +273,23 @@ def _own(tp: Any) -> TP:
     return TP(tp.topic, tp.partition)
 
 
+@contextlib.contextmanager
+def _translated(topic: str) -> Iterator[None]:
+    """Turn what aiokafka raises while *topic* is read into LogError."""
+    try:
+        yield
+    except OffsetOutOfRangeError as error:
+        places = ", ".join(f"offset {offset} of partition {tp.partition}" for tp, offset in error.args[0].items())
+        raise LogError(
+            topic,
+            problem=f"does not hold {places}, which is next to be read: retention removed it, or the log lost records",
+            remedy="lengthen the topic's retention; MINDSTREAM_ACCEPT_LOG_GAP=true goes on without what is gone",
+        ) from error
+    except KafkaError as error:
+        remedy = "check that the broker runs (`mindstream doctor`), and start the engine again"
+        raise LogError(topic, problem=f"can't be read: {error!r}", remedy=remedy) from error
+
+
 class _BatchSchema(faust.Schema[None, ClickBatch]):
     """Leaves keys and values alone: a message's value already is a batch."""
 
@@ -310,6 +331,8 @@ class FaustApp(faust.App):
             stream_wait_empty=False,
             stream_buffer_maxsize=16,
             broker_commit_interval=1.0,
+            # Faust would give up the search for positions after it, and never read again.
+            broker_request_timeout=_NEVER_S,
             broker_session_timeout=settings.session_timeout_s,
             broker_heartbeat_interval=settings.session_timeout_s / 4,
         )

@@ -96,6 +96,7 @@ class Ingest:
         self._owned: dict[int, OwnedPartition] = {}
         self._busy = asyncio.Lock()
         self._revoking = asyncio.Event()
+        self._assigning: set[asyncio.Task[Mapping[int, int]]] = set()
         self._has_failed = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ingest")
         for reason in REASONS:
@@ -105,6 +106,9 @@ class Ingest:
 
     async def start_positions(self, epoch: Epoch, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
         """Open a store for each partition in *bounds*, close all others, and return each one's next offset.
+
+        A rebalance that comes meanwhile cancels the caller, and the work goes on: a store that is opened for nobody
+        would be locked when the next call wants it. That call, and `revoke`, wait for the end of this one.
 
         Args:
             epoch: what `clicks` is now. With other partitions users would belong elsewhere, made anew its offsets would
@@ -121,6 +125,12 @@ class Ingest:
                 problem=f"is not what this engine was started on: it was {self._epoch}, it is {epoch}",
                 remedy="start the engine again; where its stores don't fit the topic any more it says what to do",
             )
+        assigning = asyncio.create_task(self._take_over(bounds))
+        self._assigning.add(assigning)
+        assigning.add_done_callback(self._assigning.discard)
+        return await asyncio.shield(assigning)
+
+    async def _take_over(self, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
         async with self._busy:
             self._revoking.clear()
             await self._close(set(self._owned) - set(bounds))

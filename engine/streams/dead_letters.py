@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from engine.errors import LogError, MalformedEvent
-from engine.log import Follower, Message, Publisher, Record, wait_for_broker
+from engine.log import Follower, Message, Publisher, Record, topic_epoch, wait_for_broker
 from engine.settings import Settings
 from engine.streams.batches import KafkaRecord
 
@@ -28,6 +28,8 @@ KEPT_BYTES = 4 * 1024
 SEND_AT_ONCE = 100
 BACK_OFF_S = (0.2, 10.0)
 BROKER_WITHIN_S = 10.0
+SILENCE_S = 30.0
+"""A broker that gives a reader nothing more for so long is not waited for any longer."""
 
 log = structlog.get_logger()
 
@@ -169,16 +171,36 @@ async def _read_all(settings: Settings) -> dict[bytes, dict[str, Any]]:
                 letters.pop(record.key, None)
 
     await wait_for_broker(settings, BROKER_WITHIN_S)
+    await topic_epoch(settings, TOPIC)  # a follower would wait for a missing topic
     follower = Follower(settings, TOPIC, apply)
     await follower.start()
-    ended = asyncio.create_task(follower.wait())
-    read = asyncio.create_task(follower.caught_up.wait())
     try:
-        await asyncio.wait({ended, read}, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            await ended
+        await _read_to_end(follower, settings.topic(TOPIC), silence_s=SILENCE_S)
     finally:
-        ended.cancel()
-        read.cancel()
         await follower.stop()
     return letters
+
+
+async def _read_to_end(follower: Follower, topic: str, *, silence_s: float) -> None:
+    """Return once *follower* has caught up.
+
+    Raises:
+        LogError: it ended, or it stood still for *silence_s*.
+    """
+    waiting = {asyncio.create_task(follower.wait()), asyncio.create_task(follower.caught_up.wait())}
+    try:
+        done: set[asyncio.Task[Any]] = set()
+        while not done:
+            before = follower.positions()
+            done, _ = await asyncio.wait(waiting, timeout=silence_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done and follower.positions() == before:
+                raise LogError(
+                    topic,
+                    problem=f"gave nothing to read for {silence_s:g} s",
+                    remedy="check that the broker runs (`mindstream doctor`) and try again",
+                )
+        for task in done:
+            await task
+    finally:
+        for task in waiting:
+            task.cancel()

@@ -89,6 +89,17 @@ async def test_the_first_part_that_fails_ends_the_others_and_names_itself() -> N
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("missing", ["items", "models", "clicks.dead-letters"])
+async def test_missing_topic_is_named_before_the_engine_starts(settings: Settings, missing: str) -> None:
+    async with Admin(settings) as admin:
+        await admin.delete([settings.topic(missing)])
+
+    with pytest.raises(LogError, match=f"{missing} does not exist; `mindstream topics create`"):
+        async with asyncio.timeout(20):
+            await app._run(settings.model_copy(update={"engine_metrics_port": 0}))
+
+
+@pytest.mark.kafka
 async def test_list_topic_with_fewer_partitions_than_the_clicks_is_named(broker: Settings, tmp_path: Path) -> None:
     changes = {"topic_prefix": "narrow-", "data_dir": tmp_path, "engine_metrics_port": 0}
     settings = broker.model_copy(update=changes)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError
 from aiokafka.partitioner import DefaultPartitioner
 from faust.app.base import App, BootStrategy
 from faust.tables.recovery import Recovery
@@ -13,8 +16,16 @@ from faust.transport.consumer import Consumer, Fetcher, ThreadDelegateConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Transport
 from faust.types import ConsumerMessage
 
+from engine.errors import LogError
 from engine.settings import Settings
-from engine.streams.batches import AIOKAFKA_VERSION, FAUST_VERSION, partition_of, worker_id
+from engine.streams.batches import (
+    AIOKAFKA_VERSION,
+    FAUST_VERSION,
+    FaustApp,
+    _BatchConsumer,
+    partition_of,
+    worker_id,
+)
 
 MOVED = "engine/streams/batches.py was written against this; read what changed, adapt it, then this test"
 
@@ -69,6 +80,28 @@ def test_faust_seeks_only_after_it_has_told_the_app_of_its_partitions() -> None:
     assert resume.index("perform_seek") < resume.index("resume_flow") < resume.index("_fetcher.maybe_start"), MOVED
 
 
+async def test_the_search_for_positions_outlasts_a_broker_that_is_away_for_days(tmp_path: Path) -> None:
+    intake: Any = SimpleNamespace()
+
+    app = FaustApp(Settings(data_dir=tmp_path), intake)
+
+    # Faust ends its recovery for good once this time has passed, and the flow never resumes.
+    assert app.conf.broker_request_timeout > 7 * 24 * 3600
+    resume = " ".join(inspect.getsource(Recovery._resume_streams).split())
+    assert "self._wait( consumer.perform_seek(), timeout=self.app.conf.broker_request_timeout )" in resume, MOVED
+
+
+def test_no_request_of_ours_waits_for_as_long_as_the_search_for_positions() -> None:
+    users = {
+        name
+        for name, function in inspect.getmembers(AIOKafkaConsumerThread, inspect.isfunction)
+        if "broker_request_timeout" in inspect.getsource(inspect.unwrap(function))
+    }
+
+    # We make the consumer ourselves; a seek to a given offset asks nobody.
+    assert users == {"_create_worker_consumer", "_create_client_consumer", "_seek_wait"}, MOVED
+
+
 def test_the_fetcher_leaves_the_draining_to_the_consumer() -> None:
     assert "await consumer._drain_messages(self)" in inspect.getsource(Fetcher), MOVED
 
@@ -76,6 +109,38 @@ def test_the_fetcher_leaves_the_draining_to_the_consumer() -> None:
 def test_a_message_carries_the_generation_that_streams_check() -> None:
     assert "generation_id" in inspect.signature(ConsumerMessage).parameters, MOVED
     assert Transport.Consumer is not None, MOVED
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OffsetOutOfRangeError({TopicPartition("p-clicks", 3): 17}),
+            r"p-clicks does not hold offset 17 of partition 3, .* retention removed it.*MINDSTREAM_ACCEPT_LOG_GAP",
+        ),
+        (
+            TopicAuthorizationFailedError("p-clicks"),
+            r"p-clicks can't be read: .*Authorization.*; check that the broker",
+        ),
+    ],
+    ids=["retention", "access"],
+)
+async def test_what_kafka_refuses_while_it_is_read_ends_the_engine_with_a_sentence(
+    error: KafkaError, sentence: str
+) -> None:
+    async def refuse() -> None:
+        raise error
+
+    failures: list[BaseException] = []
+    app = SimpleNamespace(settings=Settings(topic_prefix="p-"), intake=SimpleNamespace(fail=failures.append))
+    consumer: Any = SimpleNamespace(app=app, should_stop=False, consumer_stopped_errors=(), _drain_once=refuse)
+
+    await _BatchConsumer._drain_messages(consumer, SimpleNamespace(should_stop=False))
+
+    (failure,) = failures
+    with pytest.raises(LogError, match=sentence):
+        raise failure
+    assert failure.__cause__ is error
 
 
 def test_partitions_are_those_of_kafkas_default_partitioner() -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from engine.errors import LogError, StoreFormatError
+from engine.errors import LogError, StoreFormatError, StoreNotWritten
 from engine.events import ClickEvent, encode_click
 from engine.log import Epoch, Message, Position, Publisher
 from engine.settings import Settings
-from engine.store.windows import PartitionStore
+from engine.store.windows import PartitionStore, StoreHeader
 from engine.streams.batches import Bounds, ClickBatch, partition_of
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
@@ -301,6 +302,66 @@ async def test_partitions_that_are_not_assigned_any_more_are_closed(bench: Bench
     assert list(bench.refresh.stores) == [1]
 
 
+class SlowDisk:
+    """Holds every store that is opened until the test lets it."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.opened: list[PartitionStore] = []
+        self._open = PartitionStore.open
+
+    def open(self, path: Path, header: StoreHeader) -> PartitionStore:
+        self.begun.set()
+        assert self.may_end.wait(10)
+        self.opened.append(self._open(path, header))
+        return self.opened[-1]
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk = SlowDisk()
+    monkeypatch.setattr(PartitionStore, "open", disk.open)
+    yield disk
+    disk.may_end.set()
+
+
+async def cancel_while_opening(bench: Bench, disk: SlowDisk) -> None:
+    """Assign a partition, and cancel that as Faust does when the next rebalance comes."""
+    first = asyncio.create_task(bench.own())
+    assert await asyncio.to_thread(disk.begun.wait, 10)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_a_second_rebalance_finds_the_store_that_the_first_was_still_opening(
+    bench: Bench, slow_disk: SlowDisk
+) -> None:
+    await cancel_while_opening(bench, slow_disk)
+
+    second = asyncio.create_task(bench.own(end=7))
+    slow_disk.may_end.set()
+
+    assert await second == 0
+    assert slow_disk.opened == [bench.store]
+
+
+async def test_a_partition_that_leaves_while_its_store_is_opened_leaves_it_closed(
+    bench: Bench, slow_disk: SlowDisk, settings: Settings
+) -> None:
+    await cancel_while_opening(bench, slow_disk)
+
+    revoking = asyncio.create_task(bench.ingest.revoke())
+    slow_disk.may_end.set()
+    await revoking
+
+    assert bench.ingest._owned == {}
+    assert len(slow_disk.opened) == 1
+    other = Bench(settings)
+    assert await other.own() == 0, "nobody holds the store"
+    await other.ingest.close()
+
+
 async def test_a_log_that_no_longer_holds_what_the_store_needs_is_refused(bench: Bench, settings: Settings) -> None:
     with pytest.raises(LogError, match=r"begins at offset 10, .* needs offset 0 next; set MINDSTREAM_ACCEPT_LOG_GAP"):
         await bench.own(first=10, end=20)
@@ -360,6 +421,6 @@ async def test_a_fault_of_ours_stops_the_intake_before_anything_is_acknowledged(
 
     first, second = await bench.take(record(0)), await bench.take(record(0))
 
-    assert len(bench.failures) == 1
+    assert [type(failure) for failure in bench.failures] == [StoreNotWritten]
     assert not first.done.is_set()
     assert not second.done.is_set()

@@ -3,15 +3,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from engine.errors import MalformedEvent
+from engine.errors import LogError, MalformedEvent
 from engine.log import Follower, Message, Publisher, Record
 from engine.settings import Settings
-from engine.streams.dead_letters import KEPT_BYTES, WHOLE_BYTES, DeadLetters, Rejected, list_dead_letters, redrive
+from engine.streams.dead_letters import (
+    KEPT_BYTES,
+    WHOLE_BYTES,
+    DeadLetters,
+    Rejected,
+    _read_to_end,
+    list_dead_letters,
+    redrive,
+)
 from engine.streams.topics import create_topics
 from tests.streams.test_clicks import MemoryLog, RecordOf
 
@@ -66,6 +74,45 @@ async def test_the_longest_whole_record_fits_the_topic() -> None:
     assert len(message.value or b"") < 1_000_000
 
 
+class SilentFollower(Follower):
+    """Reads so many records, one every 20 ms, and then nothing more."""
+
+    def __init__(self, records: int, end: int) -> None:
+        super().__init__(Settings(), "clicks.dead-letters", self._ignore)
+        self._records, self._end = records, end
+
+    async def _ignore(self, _records: Sequence[Record]) -> None:
+        raise AssertionError
+
+    async def _run(self) -> None:
+        for offset in range(self._records):
+            await asyncio.sleep(0.02)
+            self._next[0] = offset + 1
+        if self._records == self._end:
+            self.caught_up.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_broker_that_falls_silent_is_not_waited_for_for_ever() -> None:
+    follower = SilentFollower(records=3, end=10)
+    await follower.start()
+
+    with pytest.raises(LogError, match=r"clicks\.dead-letters gave nothing to read for 0\.1 s; check that the broker"):
+        async with asyncio.timeout(5):
+            await _read_to_end(follower, "clicks.dead-letters", silence_s=0.1)
+    await follower.stop()
+
+
+async def test_a_long_topic_is_read_to_its_end_however_long_that_takes() -> None:
+    follower = SilentFollower(records=20, end=20)
+    await follower.start()
+
+    await _read_to_end(follower, "clicks.dead-letters", silence_s=0.1)
+
+    assert follower.positions() == {0: 20}
+    await follower.stop()
+
+
 @pytest.fixture
 def settings(broker: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     made = broker.model_copy(update={"topic_prefix": f"{request.node.name[5:30]}-", "data_dir": tmp_path})
@@ -92,6 +139,15 @@ def test_the_newest_letters_are_listed_each_once(settings: Settings) -> None:
 
     assert [letter["offset"] for letter in list_dead_letters(settings, limit=1_000)] == list(range(250))
     assert [letter["offset"] for letter in list_dead_letters(settings, limit=2)] == [248, 249]
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("command", [list_dead_letters, redrive])
+def test_a_missing_topic_is_named(broker: Settings, command: Callable[[Settings], object]) -> None:
+    settings = broker.model_copy(update={"topic_prefix": "nowhere-"})
+
+    with pytest.raises(LogError, match=r"nowhere-clicks\.dead-letters does not exist; `mindstream topics create`"):
+        list(command(settings))  # type: ignore[call-overload]
 
 
 @pytest.mark.kafka
