@@ -46,6 +46,10 @@ DIRTY_USERS = Gauge("mindstream_dirty_users", "Users whose newest clicks are not
 CONSUMER_LAG = Gauge("mindstream_consumer_lag", "Clicks in this engine's partitions that it has not applied.")
 LISTS_PUBLISHED = Counter("mindstream_lists_published_total", "Recall lists the broker acknowledged.")
 LISTS_FAILED = Counter("mindstream_lists_failed_total", "Users given up because no list could be made of their window.")
+UNKNOWN_ITEMS = Counter(
+    "mindstream_unknown_items_total",
+    "Clicks, in windows as they were refreshed, on items that the version did not know or the catalog had removed.",
+)
 REFRESH_FAILURES = Counter("mindstream_refresh_failures_total", "Micro-batches that were given back to be tried again.")
 OWNED_PARTITIONS = Gauge("mindstream_owned_partitions", "Partitions of `clicks` assigned to this engine.")
 
@@ -55,7 +59,8 @@ SWAPS = Counter("mindstream_swaps_total", "Model versions announced, by what bec
 for _outcome in ("swapped", "refused"):
     SWAPS.labels(_outcome)
 LISTS_ON_CURRENT_VERSION = Gauge(
-    "mindstream_lists_on_current_version_ratio", "Share of the kept lists that the version in service made."
+    "mindstream_lists_on_current_version_ratio",
+    "Share of the users with a list whom the version in service has refreshed.",
 )
 RECALL_AUDIT = Gauge(
     "mindstream_recall_at_k_audit", "Share of the exact nearest items that sampled index searches found."

@@ -23,6 +23,7 @@ from engine import metrics
 from engine.ann import ItemIndex
 from engine.catalog import Catalog
 from engine.errors import ListTooLarge, StoreError, UnusableInterests
+from engine.events import ClickEvent
 from engine.log import Message
 from engine.log.publisher import MAX_MESSAGE_BYTES
 from engine.logs import user_tag
@@ -39,8 +40,8 @@ from engine.recall import (
 )
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot
-from engine.store.scans import DirtyUser
-from engine.store.windows import DirtyBatch, PartitionStore, Refreshed
+from engine.store.scans import DirtyBatch, DirtyUser
+from engine.store.windows import PartitionStore, Refreshed
 from engine.window import BehaviorWindow
 
 TOPIC = "recall-lists"
@@ -70,11 +71,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What came of one partition's users: their lists, and a derived row for every one of them."""
+    """What came of one partition's users: their lists, and for every one of them what is to be noted in the store."""
 
     taken: Taken
     lists: Sequence[MadeList]
     refreshed: Sequence[Refreshed]
+    unknown_clicks: int
+    """Clicks on items that the version doesn't know, or that the catalog has removed."""
 
     def to_messages(self, topic: str) -> list[Message]:
         """Return the lists as records of *topic*, in the partition that the users' clicks are in."""
@@ -96,6 +99,7 @@ class Outcome:
 
     refreshed: Refreshed
     made: MadeList | None = None
+    unknown_clicks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +110,18 @@ class Behavior:
     accepted_at_ms: int | None
     window_offset: int
     window: BehaviorWindow
+    standing: Sequence[ClickEvent]
+    """The window without its clicks on removed items: what interests are made of, and what their positions count."""
     profile: Mapping[str, str | float]
     has_list: bool
 
     def to_input(self) -> UserInput:
         """Return the behavior in the model's words."""
-        clicks = self.window.clicks
         return UserInput(
-            item_ids=self.window.item_ids,
-            weights=[click.weight for click in clicks],
+            item_ids=[click.item_id for click in self.standing],
+            weights=[click.weight for click in self.standing],
             profile=self.profile,
-            event_types=[click.event_type for click in clicks],
+            event_types=[click.event_type for click in self.standing],
         )
 
 
@@ -133,6 +138,8 @@ class ListMaker:
         self._model: InterestModel = snapshot.model
         self._index = cast(SearchableVectors, snapshot.index)
         self._items = ItemRows(snapshot.item_ids)
+        self._known_items = self._model.vocabulary.item_rows.keys()
+        self._attributes = [field.name for field in self._model.vocabulary.profile_fields]
         self._limits = ListLimits.of(settings)
         self._unavailable = np.zeros(len(self._items), dtype=np.bool_)
         self._revision = 0
@@ -141,8 +148,8 @@ class ListMaker:
     def make(self, taken: Sequence[Taken]) -> list[Made]:
         """Return the lists of all users taken, partition by partition.
 
-        A user without a known click gets none, or an empty one in place of the list that is out: a query then answers
-        with popular items, and not for ever with what another window or another version made.
+        A user without a click on a known item that was not removed gets none, or an empty one in place of the list that
+        is out: a query then answers with popular items, and not for ever with what another window or version made.
 
         A user of whom no list can be made gets none either: logged and counted, and done with like the others, so that
         nobody waits for a window that fails again and again. The next click and the next version try it again.
@@ -175,7 +182,7 @@ class ListMaker:
                 error=type(error).__name__,
                 problem=str(error),
             )
-            return Outcome(Refreshed(user.user_id, 0, self.snapshot.activation))
+            return Outcome(Refreshed(user.user_id, 0, self.snapshot.activation, is_published=False))
 
     def _try_a_sound_window(self) -> None:
         """Do what every user's list takes with a window that passed when the version was loaded; raise as it does."""
@@ -184,19 +191,37 @@ class ListMaker:
 
     def _make_together(self, users: Sequence[tuple[DirtyBatch, DirtyUser]]) -> list[Outcome]:
         with metrics.STAGE.labels("route").time():
-            behaviors = [_read_behavior(batch, user) for batch, user in users]
+            behaviors = [self._read(batch, user) for batch, user in users]
             interests = self._route([behavior.to_input() for behavior in behaviors])
         routed_at_ms = self._now_ms()
         with metrics.STAGE.labels("search").time():
             lists = self._make_lists(behaviors, interests)
             self._batches += 1
             return [
-                Outcome(
-                    Refreshed(behavior.user_id, behavior.window.newest_ms or 0, self.snapshot.activation),
-                    None if recall_list is None else _encode(recall_list, routed_at_ms),
-                )
+                self._conclude(behavior, None if recall_list is None else _encode(recall_list, routed_at_ms))
                 for behavior, recall_list in zip(behaviors, lists, strict=True)
             ]
+
+    def _read(self, batch: DirtyBatch, user: DirtyUser) -> Behavior:
+        window = batch.read_window(user.user_id)
+        return Behavior(
+            user_id=user.user_id,
+            accepted_at_ms=user.accepted_at_ms,
+            window_offset=batch.applied_offset,
+            window=window,
+            standing=[click for click in window.clicks if not self._catalog.is_removed(click.item_id)],
+            profile=batch.read_profile(user.user_id, self._attributes),
+            has_list=batch.has_list(user.user_id),
+        )
+
+    def _conclude(self, behavior: Behavior, made: MadeList | None) -> Outcome:
+        last_activity_ms = behavior.window.newest_ms or 0
+        known = sum(click.item_id in self._known_items for click in behavior.standing)
+        return Outcome(
+            Refreshed(behavior.user_id, last_activity_ms, self.snapshot.activation, is_published=made is not None),
+            made,
+            unknown_clicks=len(behavior.window) - known,
+        )
 
     def _route(self, users: Sequence[UserInput]) -> Interests:
         interests = self._model.interests(users)
@@ -275,7 +300,7 @@ class ListMaker:
     ) -> RecallList:
         positions = interests.positions[place]
         routed = positions >= 0
-        item_ids = [behavior.window.clicks[position].item_id for position in positions[routed].tolist()]
+        item_ids = [behavior.standing[position].item_id for position in positions[routed].tolist()]
         return RecallList(
             user_id=behavior.user_id,
             items=items,
@@ -301,15 +326,10 @@ class ListMaker:
         metrics.RECALL_AUDIT.set(float(np.mean(shares)))
 
 
-def _read_behavior(batch: DirtyBatch, user: DirtyUser) -> Behavior:
-    window, profile = batch.read_window(user.user_id), batch.read_profile(user.user_id)
-    has_list = batch.has_list(user.user_id)
-    return Behavior(user.user_id, user.accepted_at_ms, batch.applied_offset, window, profile, has_list)
-
-
 def _gather(taken: Taken, outcomes: Sequence[Outcome]) -> Made:
     lists = [outcome.made for outcome in outcomes if outcome.made is not None]
-    return Made(taken, lists, [outcome.refreshed for outcome in outcomes])
+    unknown_clicks = sum(outcome.unknown_clicks for outcome in outcomes)
+    return Made(taken, lists, [outcome.refreshed for outcome in outcomes], unknown_clicks)
 
 
 def _encode(recall_list: RecallList, routed_at_ms: int) -> MadeList:

@@ -6,7 +6,7 @@ snapshot, publishes them, and only after the broker's acknowledgement has the st
 click that comes meanwhile keeps a mark of its own, and a crash or a failure anywhere leaves the marks where they were.
 A user of whom no list can be made is the exception: `microbatch` gives up on that one alone, mark and all.
 
-After each live micro-batch goes a smaller one of the sweep: users whose list an older model version made, the most
+After each live micro-batch goes a smaller one of the sweep: users whom another model version refreshed, the most
 recently active first. So a swap reaches everybody, while nobody's click waits for more than one small batch.
 
 Windows, routing, search and merge run in one thread of their own; the event loop waits for the broker only.
@@ -222,8 +222,7 @@ def _take_dirty(stores: Mapping[int, PartitionStore], _activation: int, limit: i
 
 
 def _take_behind(stores: Mapping[int, PartitionStore], activation: int, limit: int, taken: list[Taken]) -> None:
-    lists = {partition: store.count_lists(activation) for partition, store in stores.items()}
-    behind = {partition: every - current for partition, (current, every) in lists.items()}
+    behind = {partition: store.count_behind(activation) for partition, store in stores.items()}
     for partition, share in _share(limit, behind).items():
         batch = stores[partition].take_behind(activation, share)
         if batch.users:
@@ -248,6 +247,7 @@ def _share(limit: int, waiting: Mapping[int, int]) -> dict[int, int]:
 def _settle(made: Sequence[Made], taken: list[Taken]) -> None:
     for part in made:
         part.taken.store.settle(part.taken.batch, part.refreshed)
+        metrics.UNKNOWN_ITEMS.inc(part.unknown_clicks)
         taken.remove(part.taken)
 
 

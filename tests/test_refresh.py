@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client import Histogram
 from structlog.testing import capture_logs
 
@@ -26,8 +27,11 @@ from engine.metrics import (
     LISTS_ON_CURRENT_VERSION,
     RECALL_AUDIT,
     REFRESH_FAILURES,
+    UNKNOWN_ITEMS,
 )
-from engine.model import Interests, UserInput
+from engine.model import InterestModel, Interests, MindConfig, UserInput, Vocabulary
+from engine.model.mind import MindNetwork
+from engine.model.vocabulary import Field
 from engine.recall import RecallList, decode_list
 from engine.refresh import RefreshLoop
 from engine.settings import Settings
@@ -96,7 +100,7 @@ class Engine:
         current = self.holder.current
         return all(
             store.count_dirty() == 0
-            and (current is None or len(set(store.count_lists(current.activation))) == 1)
+            and (current is None or store.count_behind(current.activation) == 0)
             and not store._outstanding
             for store in self.stores.values()
         )
@@ -257,6 +261,79 @@ async def test_list_stays_full_when_nearly_everything_near_is_unavailable(tmp_pa
         listed = {item.item_id for item in engine.list_of("u1").items}
     assert len(listed) == 20
     assert listed <= set(everything) - set(near)
+
+
+async def test_click_on_a_removed_item_forms_no_interest_and_stays_in_the_window(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot()) as engine:
+        await engine.catalog.apply([item_record(ItemEvent(item_id="i002", removed=True))])
+        engine.click(
+            *clicks("u1", "i001", "i002", "i003", "i004", "i005"), *clicks("u2", "i001", "i003", "i004", "i005")
+        )
+        await engine.settled()
+
+        made, without = engine.list_of("u1"), engine.list_of("u2")
+    assert [click.item_id for click in made.window] == ["i001", "i002", "i003", "i004", "i005"]
+    named = {click.item_id for interest in made.interests for click in interest.clicks}
+    assert named == {"i001", "i003", "i004", "i005"}
+    assert made.interests == without.interests
+    assert "i002" not in {item.item_id for item in made.items}
+
+
+async def test_click_on_an_item_that_is_not_available_still_forms_interests(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot()) as engine:
+        await engine.catalog.apply([item_record(ItemEvent(item_id="i002", available=False))])
+        engine.click(*clicks("u1", "i001", "i002"))
+        await engine.settled()
+
+        made = engine.list_of("u1")
+    assert {click.item_id for interest in made.interests for click in interest.clicks} == {"i001", "i002"}
+
+
+async def test_user_of_nothing_but_removed_items_has_no_list(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot()) as engine:
+        await engine.catalog.apply([item_record(ItemEvent(item_id="i001", removed=True))])
+        engine.click(*clicks("u1", "i001"), *clicks("u2", "i002"))
+        await engine.settled()
+
+        assert [one.user_id for one in engine.lists()] == ["u2"]
+
+
+async def test_clicks_on_unknown_and_removed_items_are_counted_in_every_refreshed_window(tmp_path: Path) -> None:
+    before = UNKNOWN_ITEMS._value.get()
+
+    def fail() -> None:
+        raise LogError("recall-lists", problem="has no leader", remedy="wait")
+
+    async with running(tmp_path, make_snapshot()) as engine:
+        await engine.catalog.apply([item_record(ItemEvent(item_id="i003", removed=True))])
+        engine.log.on_send.append(fail)  # a micro-batch that is given back counts nothing
+        engine.click(*clicks("u1", "i001", "new-1", "new-1", "i003"), *clicks("u2", "i002"))
+        await engine.settled()
+        assert UNKNOWN_ITEMS._value.get() - before == 3
+
+        engine.click(*clicks("u1", "i004", first_ms=NOON_MS + 10))
+        await engine.settled()
+        assert UNKNOWN_ITEMS._value.get() - before == 6
+
+
+async def test_profile_attributes_that_the_model_knows_reach_it(tmp_path: Path) -> None:
+    async with running(tmp_path, with_profile(make_snapshot(), "country", "FR", "DE")) as engine:
+        for user, country in (("u1", "FR"), ("u2", "DE"), ("u3", "DE")):
+            engine.click(make_click(user_id=user, item_id="i001", profile={"country": country, "shoe": user}))
+        await engine.settled()
+
+        scores = {user: [item.score for item in engine.list_of(user).items] for user in ("u1", "u2", "u3")}
+    assert scores["u1"] != pytest.approx(scores["u2"], abs=1e-4)
+    assert scores["u2"] == pytest.approx(scores["u3"], abs=1e-4)
+
+
+def with_profile(snapshot: ServingSnapshot, attribute: str, *values: str) -> ServingSnapshot:
+    """Return *snapshot* with a model of the same items that knows these values of *attribute*."""
+    torch.manual_seed(7)
+    vocabulary = Vocabulary(ITEM_IDS, profile_fields=(Field.of(attribute, values),))
+    field_rows = torch.zeros(len(ITEM_IDS) + 1, 0, dtype=torch.int64)
+    config = MindConfig(dimensions=16, hidden=(16,), residual=False)
+    return replace(snapshot, model=InterestModel(MindNetwork(config, vocabulary, field_rows), vocabulary))
 
 
 def item_record(item: ItemEvent) -> Record:
@@ -429,6 +506,37 @@ async def test_user_of_unknown_items_has_no_list_until_a_version_knows_them(tmp_
         assert engine.list_of("u1").activation == 2
 
 
+async def test_user_who_clicks_nothing_but_unknown_items_never_gets_a_list(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot(activation=1)) as engine:
+        for at in range(3):
+            engine.click(*clicks("u1", f"new-{at}", first_ms=NOON_MS + at))
+            await engine.settled()
+        engine.holder.swap(make_snapshot(activation=2))
+        engine.loop.notify()
+        await engine.settled()
+
+        assert engine.lists() == []
+        assert engine.stores[0].count_lists(2) == (0, 0)
+
+
+async def test_list_once_emptied_follows_the_user_and_the_versions(tmp_path: Path) -> None:
+    async with running(tmp_path, make_snapshot(activation=1)) as engine:
+        engine.click(*clicks("u1", "i001"))
+        await engine.settled()
+        engine.holder.swap(make_snapshot(ITEM_IDS[100:], activation=2))
+        engine.loop.notify()
+        await engine.settled()
+
+        engine.click(*clicks("u1", "new", first_ms=NOON_MS + 10))
+        await engine.settled()
+
+        assert [(one.activation, one.window_offset, len(one.window)) for one in engine.lists()[1:]] == [
+            (2, 0, 1),
+            (2, 1, 2),
+        ]
+        assert engine.stores[0].count_lists(2) == (1, 1)
+
+
 async def test_list_of_a_version_that_knew_the_users_items_does_not_outlive_it(tmp_path: Path) -> None:
     async with running(tmp_path, make_snapshot(activation=1)) as engine:
         engine.click(*clicks("u1", "i001"))
@@ -509,6 +617,7 @@ class FragileModel:
 
     def __init__(self, item_id: str, *, answers_nan: bool = False) -> None:
         self._sound, self._item_id, self._answers_nan = make_model(), item_id, answers_nan
+        self.vocabulary = self._sound.vocabulary
         self.is_broken = False
 
     def interests(self, users: Sequence[UserInput]) -> Interests:

@@ -8,7 +8,7 @@ endian, so that bytes sort as numbers do.
     w user 00 inverted-time inverted-identity   -> one click of a window
     p user 00 attribute                         -> one profile attribute and the click that set it
     d offset user                               -> a dirty mark: i64, when the log accepted the click at *offset*
-    r user                                      -> what the user's published list was derived from
+    r user                                      -> what came of the user's last refresh
 
 A click's time and identity are stored inverted (all bits flipped), so that a forward scan of a user's prefix meets the
 newest click first and, of one millisecond, the greatest identity first. Ids hold no control characters: no byte below
@@ -43,6 +43,7 @@ _PROFILE = struct.Struct(">BQH")  # format, clicked_at_ms, bytes of the identity
 _MARK = struct.Struct(">Bq")  # format, accepted_at_ms
 _DERIVED = struct.Struct(">Bqqq")  # format, last_activity_ms, activation, window_offset
 _NO_TIME = -1
+NO_LIST = -1
 
 
 def user_prefix(kind: bytes, user: bytes) -> bytes:
@@ -149,11 +150,19 @@ def decode_mark(value: bytes) -> int | None:
 
 
 class DerivedRow(NamedTuple):
-    """What a user's published list was made from."""
+    """What came of a user's last refresh, and whether a list of the user is out."""
 
     last_activity_ms: int
+    """Event time of the newest click of the window that was refreshed."""
     activation: int
+    """Of the model version that refreshed it."""
     window_offset: int
+    """Applied offset that the newest published list was made at; `NO_LIST` while none was ever published."""
+
+    @property
+    def has_list(self) -> bool:
+        """True once a list was published."""
+        return self.window_offset != NO_LIST
 
 
 def encode_derived(row: DerivedRow) -> bytes:

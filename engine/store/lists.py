@@ -33,8 +33,10 @@ from rocksdict import Options, Rdict, WriteBatch
 
 from engine import metrics
 from engine.errors import DamagedStore, StoreBusy
+from engine.store.rocksdb import close, write
 
 FORMAT = 1
+MAX_EPOCH_BYTES = 65_535
 ABSENT_AT_MOST_MS = 6 * 24 * 3_600_000
 """A store that missed more than this starts afresh: the topic keeps tombstones for 7 days, then forgets removals."""
 
@@ -78,9 +80,13 @@ class ListOrder:
 
         Raises:
             KeyError: a header is missing.
-            ValueError: an offset is not a whole number.
+            TypeError: a header has no value.
+            ValueError: an offset is not a whole number of 64 bits, or the epoch is longer than any of ours.
         """
-        return cls(headers["epoch"], int(headers["window_offset"]), int(headers["activation"]))
+        epoch, window_offset, activation = headers["epoch"], int(headers["window_offset"]), int(headers["activation"])
+        if len(epoch) > MAX_EPOCH_BYTES or not all(-(2**63) <= n < 2**63 for n in (window_offset, activation)):
+            raise ValueError("the order does not fit the store")
+        return cls(epoch, window_offset, activation)
 
     def yields_to(self, later: ListOrder) -> bool:
         """Return whether *later*, which stands behind this one in the log, takes its place."""
@@ -140,11 +146,14 @@ class ListStore:
 
         A record of `recall-lists` that carries no usable order is counted, logged and passed over. Records before the
         stored offset of their partition are passed over silently: they have been taken already.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write; nothing of *records* is taken.
         """
         with self._lock:
             fold = _Fold(self._database, self._versions)
             taken = [record for record in records if fold.take(record)]
-            self._database.write(fold.batch())
+            write(self._database, fold.batch(), path=self._path)
             self._versions = +fold.versions
         return taken
 
@@ -170,9 +179,13 @@ class ListStore:
         return self._versions[activation]
 
     def close(self) -> None:
-        """Flush and release the store; a closed store answers nothing."""
+        """Flush and release the store; a closed store answers nothing.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write.
+        """
         with self._lock:
-            self._database.close()
+            close(self._database, path=self._path)
 
 
 class _Fold:
@@ -200,7 +213,7 @@ class _Fold:
             return False
         try:
             order = ListOrder.of(record.headers)
-        except (KeyError, ValueError):
+        except (KeyError, TypeError, ValueError):
             return self._refuse(record, "no usable epoch, window_offset and activation headers")
         current = self._order(record.key)
         if current is not None and not current.yields_to(order):

@@ -1,13 +1,13 @@
-"""What is read from a partition store, as values: marks, derived rows, users, a window, a profile.
+"""What is read from a partition store, as values: dirty users, derived rows, a window, a profile.
 
-Each function takes an iterator of the database, which is one consistent view of it, and reads one kind of the keys laid
-out in `codec`.
+A `DirtyBatch` is what a refresh reads from. Each function takes an iterator of the database, which is one consistent
+view of it, and reads one kind of the keys laid out in `codec`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 from rocksdict import Rdict, RdictIter
@@ -15,7 +15,8 @@ from rocksdict import Rdict, RdictIter
 from engine.events import ClickEvent
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, MARKS, PROFILES, DerivedRow
-from engine.store.rocksdb import scan, scan_keys
+from engine.store.rocksdb import read_value, scan, scan_keys
+from engine.window import BehaviorWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,42 @@ class DirtyUser:
     user_id: str
     accepted_at_ms: int | None
     marks: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class DirtyBatch:
+    """Users taken together for refresh, and the one view of the store that all of them are read from."""
+
+    users: Sequence[DirtyUser]
+    applied_offset: int
+    max_clicks: int
+    _view: RdictIter | None
+    _surplus: dict[str, bytes] = field(default_factory=dict)
+
+    def read_window(self, user_id: str) -> BehaviorWindow:
+        """Return the user's window as of `applied_offset`; clicks come back without their profile."""
+        clicks, surplus = scan_window(self._open_view(), user_id, max_clicks=self.max_clicks)
+        if surplus is not None:
+            self._surplus[user_id] = surplus
+        return BehaviorWindow(clicks)
+
+    def read_profile(self, user_id: str, names: Iterable[str]) -> dict[str, str | float]:
+        """Return those of the attributes *names* that the user's profile had as of `applied_offset`."""
+        return read_attributes(self._open_view(), user_id, names)
+
+    def has_list(self, user_id: str) -> bool:
+        """Return whether a list of the user was published before."""
+        return has_list(self._open_view(), user_id)
+
+    def _open_view(self) -> RdictIter:
+        assert self._view is not None, "a dirty batch is read before it is settled or released"
+        return self._view
+
+    def close(self) -> dict[str, bytes]:
+        """Let go of the view, which would keep RocksDB open, and return where each user's surplus clicks start."""
+        self._view = None
+        surplus, self._surplus = self._surplus, {}
+        return surplus
 
 
 def read_offset(db: Rdict) -> int:
@@ -54,15 +91,15 @@ def joined(older: DirtyUser, newer: DirtyUser) -> DirtyUser:
 
 
 def scan_derived(view: RdictIter) -> Iterator[tuple[str, DerivedRow]]:
-    """Yield every user that has a list, with what it was derived from, in byte order."""
+    """Yield every user that was refreshed, with what came of it, in byte order."""
     for key, value in scan(view, DERIVED):
         yield key[1:].decode(), codec.decode_derived(value)
 
 
-def has_derived(view: RdictIter, user_id: str) -> bool:
-    """Return whether the user has a derived row."""
-    key = DERIVED + user_id.encode()
-    return next(scan_keys(view, key, start=key), None) == key
+def has_list(view: RdictIter, user_id: str) -> bool:
+    """Return whether a list of the user was ever published."""
+    stored = read_value(view, DERIVED + user_id.encode())
+    return stored is not None and codec.decode_derived(stored).has_list
 
 
 def scan_users(view: RdictIter) -> Iterator[str]:
@@ -90,6 +127,13 @@ def scan_window(view: RdictIter, user_id: str, *, max_clicks: int) -> tuple[tupl
 
 
 def scan_profile(view: RdictIter, user_id: str) -> dict[str, str | float]:
-    """Return the user's profile, attributes in byte order."""
+    """Return the user's whole profile, however long it is, attributes in byte order."""
     prefix = codec.user_prefix(PROFILES, user_id.encode())
     return {key[len(prefix) :].decode(): codec.decode_profile(value).value for key, value in scan(view, prefix)}
+
+
+def read_attributes(view: RdictIter, user_id: str, names: Iterable[str]) -> dict[str, str | float]:
+    """Return those of *names* that the user's profile has; one look for each, whatever else the profile holds."""
+    prefix = codec.user_prefix(PROFILES, user_id.encode())
+    found = {name: read_value(view, prefix + name.encode()) for name in names}
+    return {name: codec.decode_profile(value).value for name, value in found.items() if value is not None}

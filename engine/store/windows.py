@@ -18,21 +18,21 @@ import json
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rocksdict import Rdict, RdictIter, WriteBatch
+from rocksdict import Rdict, WriteBatch
 
 from engine.errors import StoreFormatError
 from engine.events import ClickEvent
 from engine.settings import Settings
 from engine.store import codec
-from engine.store.codec import CLICKS, DERIVED, PROFILES, DerivedRow, ProfileValue
-from engine.store.rocksdb import open_for_reading, open_for_writing
+from engine.store.codec import CLICKS, DERIVED, NO_LIST, PROFILES, DerivedRow, ProfileValue
+from engine.store.rocksdb import close, open_for_reading, open_for_writing, write
 from engine.store.scans import (
+    DirtyBatch,
     DirtyUser,
-    has_derived,
     joined,
     read_marks,
     read_offset,
@@ -68,47 +68,13 @@ class LoggedClick:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """A user whose list was published: event time of the newest click in it, and the model's activation."""
+    """A user of a batch who is done with: event time of the newest click in the window, and the model's activation."""
 
     user_id: str
     last_activity_ms: int
     activation: int
-
-
-@dataclass(slots=True, eq=False)
-class DirtyBatch:
-    """Users taken together for refresh, and the one view of the store that all of them are read from."""
-
-    users: Sequence[DirtyUser]
-    applied_offset: int
-    max_clicks: int
-    _view: RdictIter | None
-    _surplus: dict[str, bytes] = field(default_factory=dict)
-
-    def read_window(self, user_id: str) -> BehaviorWindow:
-        """Return the user's window as of `applied_offset`; clicks come back without their profile."""
-        clicks, surplus = scan_window(self._open_view(), user_id, max_clicks=self.max_clicks)
-        if surplus is not None:
-            self._surplus[user_id] = surplus
-        return BehaviorWindow(clicks)
-
-    def read_profile(self, user_id: str) -> dict[str, str | float]:
-        """Return the user's profile as of `applied_offset`."""
-        return scan_profile(self._open_view(), user_id)
-
-    def has_list(self, user_id: str) -> bool:
-        """Return whether the user was refreshed before, so that a list may be out."""
-        return has_derived(self._open_view(), user_id)
-
-    def _open_view(self) -> RdictIter:
-        assert self._view is not None, "a dirty batch is read before it is settled or released"
-        return self._view
-
-    def close(self) -> dict[str, bytes]:
-        """Let go of the view, which would keep RocksDB open, and return where each user's surplus clicks start."""
-        self._view = None
-        surplus, self._surplus = self._surplus, {}
-        return surplus
+    is_published: bool
+    """False where no list was due, or none could be made; an earlier one stays out then."""
 
 
 class PartitionStore:
@@ -116,11 +82,14 @@ class PartitionStore:
 
     def __init__(self, db: Rdict, header: StoreHeader) -> None:
         self.header = header
-        self._db = db
+        self._db, self._path = db, db.path()
         self._lock = threading.Lock()
         self._applied_offset = read_offset(db)
         self._pending = OrderedDict(read_marks(db.iter()))  # by the user, the oldest mark first
-        self._lists = Counter(row.activation for _, row in scan_derived(db.iter()))
+        self._refreshed: Counter[int] = Counter()  # users by the activation that refreshed them last
+        self._lists: Counter[int] = Counter()  # of those the ones with a list
+        for _, row in scan_derived(db.iter()):
+            self._count(row, +1)
         self._behind: deque[str] = deque()
         self._behind_activation: int | None = None
         self._outstanding: set[DirtyBatch] = set()
@@ -152,6 +121,9 @@ class PartitionStore:
         """Flush and close; batches still out are dropped, and their marks stay for the next start.
 
         Closing again does nothing.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write; what was applied is in its log.
         """
         with self._lock:
             if self._is_closed:
@@ -160,7 +132,7 @@ class PartitionStore:
             for batch in self._outstanding:
                 batch.close()
             self._outstanding.clear()
-            self._db.close()
+            close(self._db, path=self._path)
 
     # --- ingest
 
@@ -172,6 +144,9 @@ class PartitionStore:
         Args:
             clicks: the good clicks, in log order.
             through_offset: offset of the last record of the micro-batch, good or bad.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write; the store stays as it was.
         """
         with self._lock:
             fresh = [logged for logged in clicks if logged.offset > self._applied_offset]
@@ -185,7 +160,7 @@ class PartitionStore:
             through = max(self._applied_offset, through_offset)
             if through >= 0:
                 batch.put(codec.OFFSET_KEY, codec.encode_offset(through))
-            self._db.write(batch)
+            write(self._db, batch, path=self._path)
             self._pending.update(marks)
             self._applied_offset = through
             return len(fresh)
@@ -229,9 +204,14 @@ class PartitionStore:
         return len(self._pending)
 
     def count_lists(self, activation: int) -> tuple[int, int]:
-        """Return how many users' lists were made by *activation*, and how many have a list at all."""
+        """Return how many users with a list *activation* refreshed last, and how many have a list at all."""
         with self._lock:
             return self._lists[activation], self._lists.total()
+
+    def count_behind(self, activation: int) -> int:
+        """Return how many users another activation refreshed last, those without a list among them."""
+        with self._lock:
+            return self._refreshed.total() - self._refreshed[activation]
 
     def take_dirty(self, limit: int) -> DirtyBatch:
         """Take at most *limit* dirty users, the one with the oldest waiting click first."""
@@ -241,7 +221,7 @@ class PartitionStore:
             return self._new_batch(users)
 
     def take_behind(self, activation: int, limit: int) -> DirtyBatch:
-        """Take at most *limit* users whose list another activation made, the most recently active first.
+        """Take at most *limit* users whom another activation refreshed last, the most recently active first.
 
         The first call with a new activation scans all derived rows, some 4 microseconds each, while clicks are applied;
         the following ones take from that queue.
@@ -261,28 +241,40 @@ class PartitionStore:
         """Note that the lists of *batch* are acknowledged: delete its marks, write derived rows, drop surplus clicks.
 
         A user clicked meanwhile has a mark of its own, which stays.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write; the batch is as good as never taken once it is released.
         """
         with self._lock:
             surplus = self._give_up(batch)
-            write = WriteBatch(raw_mode=True)
+            changes = WriteBatch(raw_mode=True)
             for user in batch.users:
                 for offset in user.marks:
-                    write.delete(codec.mark_key(offset, user.user_id.encode()))
+                    changes.delete(codec.mark_key(offset, user.user_id.encode()))
             for user_id, key in surplus.items():
-                write.delete_range(key, codec.after_user(CLICKS, user_id.encode()))
-            counted: Counter[int] = Counter()
-            for done in refreshed:
-                held = self._read_derived(done.user_id)
-                if held is not None:
-                    counted[held.activation] -= 1
-                counted[done.activation] += 1
-                row = DerivedRow(done.last_activity_ms, done.activation, batch.applied_offset)
-                write.put(DERIVED + done.user_id.encode(), codec.encode_derived(row))
-            self._db.write(write)
-            self._lists.update(counted)
+                changes.delete_range(key, codec.after_user(CLICKS, user_id.encode()))
+            rows = [self._derive(done, batch.applied_offset) for done in refreshed]
+            for done, (_, row) in zip(refreshed, rows, strict=True):
+                changes.put(DERIVED + done.user_id.encode(), codec.encode_derived(row))
+            write(self._db, changes, path=self._path)
+            for held, row in rows:
+                self._count(held, -1)
+                self._count(row, +1)
             # A list made by the version before the swap, settled after the sweep's scan, would else be missed.
             if self._behind_activation is not None:
                 self._behind.extend(r.user_id for r in refreshed if r.activation < self._behind_activation)
+
+    def _derive(self, done: Refreshed, applied_offset: int) -> tuple[DerivedRow | None, DerivedRow]:
+        """Return the user's derived row and the one that takes its place; a list that was published stays out."""
+        held = self._read_derived(done.user_id)
+        listed_at = NO_LIST if held is None else held.window_offset
+        window_offset = applied_offset if done.is_published else listed_at
+        return held, DerivedRow(done.last_activity_ms, done.activation, window_offset)
+
+    def _count(self, row: DerivedRow | None, change: int) -> None:
+        if row is not None:
+            self._refreshed[row.activation] += change
+            self._lists[row.activation] += change if row.has_list else 0
 
     def release(self, batch: DirtyBatch) -> None:
         """Offer the users of *batch* again, before all others: their lists were not published."""
@@ -334,7 +326,7 @@ class PartitionStore:
         return BehaviorWindow(scan_window(self._db.iter(), user_id, max_clicks=self.header.max_clicks)[0])
 
     def read_profile(self, user_id: str) -> dict[str, str | float]:
-        """Return the user's profile as it is now."""
+        """Return the user's whole profile as it is now."""
         return scan_profile(self._db.iter(), user_id)
 
 
@@ -344,7 +336,9 @@ def stores_dir(settings: Settings) -> Path:
 
 
 def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Yield every user's window from all partition stores on disk, without writing; an engine may be running.
+    """Yield every user's window from this system's partition stores, without writing; an engine may be running.
+
+    A data directory may hold stores of other topics too, made under another prefix; those are left out.
 
     Yields:
         `{"user_id", "clicks": [{...}, oldest first], "profile", "partition", "applied_offset"}`.
@@ -352,16 +346,15 @@ def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
     for path in sorted(stores_dir(settings).glob("*/CURRENT")):
         db = open_for_reading(path.parent)
         try:
-            yield from _dump_store(db)
+            stored = db.get(codec.HEADER_KEY)
+            header = {} if stored is None else json.loads(stored)
+            if header.get("topic") == settings.topic("clicks"):
+                yield from _dump_store(db, header)
         finally:
             db.close()
 
 
-def _dump_store(db: Rdict) -> Iterator[dict[str, Any]]:
-    stored = db.get(codec.HEADER_KEY)
-    if stored is None:
-        return
-    header = json.loads(stored)
+def _dump_store(db: Rdict, header: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     applied_offset, view = read_offset(db), db.iter()
     for user_id in scan_users(db.iter()):
         clicks, _ = scan_window(view, user_id, max_clicks=header["max_clicks"])

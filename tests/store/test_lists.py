@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import DamagedStore, StoreBusy
+from engine.errors import DamagedStore, StoreBusy, StoreNotWritten
 from engine.store.lists import ABSENT_AT_MOST_MS, ListStore
 from tests.builders import NOON_MS
+from tests.store.test_windows import full_disk
 
 TOPIC = "cluster-a/recall-lists/1/4"
 
@@ -135,6 +136,10 @@ def test_a_record_taken_before_changes_nothing(store: ListStore):
         Row(0, key=None),
         Row(0, headers={}),
         Row(0, headers={"epoch": b"e1", "window_offset": b"many", "activation": b"0"}),
+        Row(0, headers={"epoch": b"e1", "window_offset": str(2**63).encode(), "activation": b"0"}),
+        Row(0, headers={"epoch": b"e1", "window_offset": b"0", "activation": str(-(2**63) - 1).encode()}),
+        Row(0, headers={"epoch": b"e" * 65_536, "window_offset": b"0", "activation": b"0"}),
+        Row(0, headers={"epoch": None, "window_offset": b"0", "activation": b"0"}),  # type: ignore[dict-item]
     ],
 )
 def test_a_record_without_key_or_order_is_passed_over_and_its_neighbor_is_kept(store: ListStore, row: Row):
@@ -142,6 +147,25 @@ def test_a_record_without_key_or_order_is_passed_over_and_its_neighbor_is_kept(s
 
     assert store.count == 1
     assert store.next_offsets() == {0: 2}
+
+
+def test_the_longest_epoch_and_the_greatest_numbers_are_kept(store: ListStore):
+    longest = make_row(0, epoch="e" * 65_535, window_offset=2**63 - 1, activation=-(2**63))
+
+    store.apply([longest])
+
+    assert (store.get("u1"), store.count_at(-(2**63))) == (longest.value, 1)
+
+
+def test_a_store_that_can_not_be_written_says_where(tmp_path: Path):
+    store = open_store(tmp_path)
+
+    with full_disk(), pytest.raises(StoreNotWritten, match=f"store {tmp_path} can't be written"):
+        store.apply([make_row(0)])
+
+    assert (store.get("u1"), store.count, store.next_offsets()) == (None, 0, {})
+    with pytest.raises(StoreNotWritten):
+        store.close()
 
 
 def test_counts_follow_lists_by_activation(store: ListStore):

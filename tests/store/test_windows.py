@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import contextlib
 import random
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rocksdict import RdictIter
 
-from engine.errors import DamagedStore, StoreBusy, StoreFormatError
+from engine.errors import DamagedStore, StoreBusy, StoreFormatError, StoreNotWritten
 from engine.events import ClickEvent
 from engine.settings import Settings
-from engine.store import windows
+from engine.store import codec, windows
 from engine.store.codec import DerivedRow
 from engine.store.windows import LoggedClick, PartitionStore, Refreshed, StoreHeader, dump_windows, stores_dir
 from engine.window import BehaviorWindow
@@ -38,10 +41,14 @@ def apply(store: PartitionStore, *clicks: ClickEvent) -> None:
     store.apply(logged(clicks, first_offset=first), through_offset=first + len(clicks) - 1)
 
 
+def published(user_id: str, last_activity_ms: int, activation: int) -> Refreshed:
+    return Refreshed(user_id, last_activity_ms, activation, is_published=True)
+
+
 def settle_all(store: PartitionStore, *, activation: int = 1) -> list[str]:
     batch = store.take_dirty(1_000)
     users = [user.user_id for user in batch.users]
-    store.settle(batch, [Refreshed(user, 5, activation) for user in users])
+    store.settle(batch, [published(user, 5, activation) for user in users])
     return users
 
 
@@ -148,7 +155,25 @@ def test_a_dirty_batch_reads_the_store_as_it_was_when_taken(store: PartitionStor
     apply(store, make_click(item_id="after", clicked_at_ms=2, profile={"country": "DE"}))
 
     assert batch.read_window("u1").item_ids == ["before"]
-    assert batch.read_profile("u1") == {"country": "FR"}
+    assert batch.read_profile("u1", ["country"]) == {"country": "FR"}
+    store.settle(batch, [])
+
+
+def test_a_dirty_batch_reads_the_attributes_asked_for_however_many_there_are(
+    store: PartitionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in range(0, 3_000, 30):
+        apply(store, make_click(clicked_at_ms=start, profile={f"a{at}": float(at) for at in range(start, start + 30)}))
+    apply(store, make_click(clicked_at_ms=9_000, profile={"a": "FR", "a10": "last"}))
+    read: list[bytes] = []
+    monkeypatch.setattr(
+        codec, "decode_profile", lambda value, decode=codec.decode_profile: read.append(value) or decode(value)
+    )
+    batch = store.take_dirty(1)
+
+    assert batch.read_profile("u1", ["a10", "a", "b", "a2999", "zz"]) == {"a": "FR", "a10": "last", "a2999": 2_999.0}
+    assert len(read) == 3
+    assert batch.read_profile("nobody", ["a"]) == {}
     store.settle(batch, [])
 
 
@@ -157,7 +182,7 @@ def test_a_click_during_the_refresh_keeps_a_mark_of_its_own(store: PartitionStor
     batch = store.take_dirty(10)
     apply(store, make_click(item_id="meanwhile"))
 
-    store.settle(batch, [Refreshed("u1", 1, 1)])
+    store.settle(batch, [published("u1", 1, 1)])
 
     assert settle_all(store) == ["u1"]
     assert store.count_dirty() == 0
@@ -207,7 +232,7 @@ def test_many_clicks_of_one_user_make_one_mark(store: PartitionStore, tmp_path: 
 def test_lists_behind_the_model_are_swept_most_recently_active_first(store: PartitionStore) -> None:
     apply(store, *(make_click(user_id=user) for user in "abc"))
     batch = store.take_dirty(10)
-    store.settle(batch, [Refreshed("a", 10, 1), Refreshed("b", 30, 1), Refreshed("c", 20, 2)])
+    store.settle(batch, [published("a", 10, 1), published("b", 30, 1), published("c", 20, 2)])
     assert store.count_lists(2) == (1, 3)
 
     first = store.take_behind(2, 1)
@@ -216,9 +241,38 @@ def test_lists_behind_the_model_are_swept_most_recently_active_first(store: Part
     swept = store.take_behind(2, 10)
     assert [user.user_id for user in swept.users] == ["b", "a"]
 
-    store.settle(swept, [Refreshed("b", 30, 2), Refreshed("a", 10, 2)])
+    store.settle(swept, [published("b", 30, 2), published("a", 10, 2)])
     assert store.count_lists(2) == (3, 3)
     assert not store.take_behind(2, 10).users
+
+
+def test_a_user_has_a_list_from_the_first_one_that_was_published(store: PartitionStore, tmp_path: Path) -> None:
+    outcomes, found = [False, True, False, False], []
+    for at, is_published in enumerate(outcomes):
+        apply(store, make_click(clicked_at_ms=at))
+        batch = store.take_dirty(1)
+        found.append(batch.has_list("u1"))
+        store.settle(batch, [Refreshed("u1", at, 1, is_published=is_published)])
+
+    assert found == [False, False, True, True]
+    again = reopen(store, tmp_path)
+    assert again.count_lists(1) == (1, 1)
+    again.close()
+
+
+def test_users_without_a_list_are_swept_and_are_no_lists(store: PartitionStore, tmp_path: Path) -> None:
+    apply(store, make_click(user_id="a"), make_click(user_id="b"))
+    batch = store.take_dirty(10)
+    store.settle(batch, [published("a", 1, 1), Refreshed("b", 2, 1, is_published=False)])
+
+    again = reopen(store, tmp_path)
+
+    assert (again.count_lists(2), again.count_behind(2)) == ((0, 1), 2)
+    swept = again.take_behind(2, 10)
+    assert [user.user_id for user in swept.users] == ["b", "a"]
+    again.settle(swept, [published("a", 1, 2), Refreshed("b", 2, 2, is_published=False)])
+    assert (again.count_lists(2), again.count_behind(2)) == ((1, 1), 0)
+    again.close()
 
 
 def test_the_sweep_skips_a_user_whom_a_click_has_refreshed_meanwhile(store: PartitionStore) -> None:
@@ -236,7 +290,7 @@ def test_a_list_of_the_old_model_settled_after_the_swap_is_swept_too(store: Part
     late = store.take_dirty(1)
     assert not store.take_behind(2, 10).users
 
-    store.settle(late, [Refreshed("a", 1, 1)])
+    store.settle(late, [published("a", 1, 1)])
 
     assert [user.user_id for user in store.take_behind(2, 10).users] == ["a"]
 
@@ -267,10 +321,10 @@ def test_user_queued_twice_for_the_sweep_is_taken_once(store: PartitionStore) ->
     apply(store, make_click(user_id="a"))
     late = store.take_dirty(1)
     store.release(store.take_behind(2, 1))
-    store.settle(late, [Refreshed("a", 1, 1)])
+    store.settle(late, [published("a", 1, 1)])
 
     swept = store.take_behind(2, 10)
-    store.settle(swept, [Refreshed(user.user_id, 1, 2) for user in swept.users])
+    store.settle(swept, [published(user.user_id, 1, 2) for user in swept.users])
 
     assert len(swept.users) == 1
     assert store.count_lists(2) == (1, 1)
@@ -358,6 +412,36 @@ def test_a_damaged_store_is_refused_with_what_to_do(store: PartitionStore, tmp_p
         PartitionStore.open(tmp_path / "store", HEADER)
 
 
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow, as on a disk without room."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_store_that_can_not_be_written_says_where_and_what_to_do(store: PartitionStore, tmp_path: Path) -> None:
+    apply(store, make_click(item_id="i1"))
+    batch = store.take_dirty(1)
+
+    with full_disk():
+        with pytest.raises(StoreNotWritten, match=rf"store {tmp_path / 'store'} can't be written: .*; make room"):
+            apply(store, make_click(item_id="i2"))
+        with pytest.raises(StoreNotWritten, match="comes from the log"):
+            store.settle(batch, [published("u1", 1, 1)])
+
+    store.release(batch)
+    assert (store.applied_offset, store.count_dirty(), store.count_lists(1)) == (0, 1, (0, 0))
+    with pytest.raises(StoreNotWritten):
+        store.close()
+    again = PartitionStore.open(tmp_path / "store", HEADER)
+    assert (again.applied_offset, again.read_window("u1").item_ids, again.count_dirty()) == (0, ["i1"], 1)
+    again.close()
+
+
 def test_closing_drops_batches_that_are_still_out(store: PartitionStore, tmp_path: Path) -> None:
     apply(store, make_click())
     store.take_dirty(1)
@@ -403,7 +487,7 @@ def test_ingest_and_refresh_may_run_at_once_and_no_click_stays_unseen(store: Par
             batch = store.take_dirty(8)
             for user in batch.users:
                 last_seen[user.user_id] = batch.read_window(user.user_id)
-            store.settle(batch, [Refreshed(user.user_id, 0, 1) for user in batch.users])
+            store.settle(batch, [published(user.user_id, 0, 1) for user in batch.users])
 
     reader = threading.Thread(target=refresh)
     reader.start()
@@ -438,3 +522,16 @@ def test_a_dump_reads_every_store_while_its_owner_writes(tmp_path: Path) -> None
         }
         for partition in (0, 1)
     ]
+
+
+def test_a_dump_leaves_out_the_stores_of_another_prefix(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    for prefix in ("", "old-"):
+        header = replace(HEADER, topic=f"{prefix}clicks")
+        store = PartitionStore.open(stores_dir(settings) / f"{prefix}clicks-0", header)
+        apply(store, make_click(user_id=f"{prefix}u1"))
+        store.close()
+
+    assert [window["user_id"] for window in dump_windows(settings)] == ["u1"]
+    old = settings.model_copy(update={"topic_prefix": "old-"})
+    assert [window["user_id"] for window in dump_windows(old)] == ["old-u1"]
