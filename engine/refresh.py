@@ -78,6 +78,7 @@ class RefreshLoop:
     def add_partition(self, partition: int, store: PartitionStore) -> None:
         """Refresh the users of *store* from now on."""
         self._stores[partition] = store
+        _show_progress(self._stores, self._holder.current)
         self.notify()
 
     async def remove_partition(self, partition: int) -> None:

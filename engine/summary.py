@@ -75,8 +75,8 @@ class Measured:
 
     @property
     def is_applied(self) -> bool:
-        """The engine has caught up with the log."""
-        return bool(self.engine) and self.engine.get("lag", 1.0) <= max(50.0, self.live_rate)
+        """The engine has its partitions and has caught up with the log; one that just started says nothing yet."""
+        return self.engine.get("owned", 0.0) > 0 and self.engine.get("lag", 1.0) <= max(50.0, self.live_rate)
 
     @property
     def has_trained_version(self) -> bool:
@@ -86,13 +86,13 @@ class Measured:
     @property
     def has_applied_everything(self) -> bool:
         """No click is left to apply, and none to put into a list."""
-        return self.engine.get("lag", 1.0) == 0 and self.engine.get("dirty", 1.0) == 0
+        return self.is_applied and self.engine["lag"] == 0 and self.engine["dirty"] == 0
 
     @property
     def is_drained(self) -> bool:
         """Every list stands on the current version, and no user waits but those of the last second."""
         waiting = self.engine.get("dirty", 1e9)
-        return self.engine.get("on_current", 0.0) >= 0.99 and waiting <= max(20.0, self.live_rate)
+        return self.is_applied and self.engine["on_current"] >= 0.99 and waiting <= max(20.0, self.live_rate)
 
     def take_engine(self, figures: dict[str, float]) -> None:
         """Take a scrape of the engine; a counter that went back belongs to a new process."""
@@ -115,6 +115,7 @@ def _observe_once(settings: Settings, measured: Measured) -> None:
             {
                 "applied": values.get('mindstream_clicks_total{outcome="applied"}', 0.0),
                 "rejected": values.get('mindstream_clicks_total{outcome="rejected"}', 0.0),
+                "owned": values.get("mindstream_owned_partitions", 0.0),
                 "lag": values.get("mindstream_consumer_lag", 1e9),
                 "dirty": values.get("mindstream_dirty_users", 1e9),
                 "on_current": values.get("mindstream_lists_on_current_version_ratio", 0.0),

@@ -149,7 +149,7 @@ async def test_what_runs_beside_a_block_ends_after_it():
 
 
 def engine_figures(applied: float, lag: float = 0.0, dirty: float = 0.0) -> dict[str, float]:
-    return {"applied": applied, "rejected": 0.0, "lag": lag, "dirty": dirty, "on_current": 1.0}
+    return {"owned": 4.0, "applied": applied, "rejected": 0.0, "lag": lag, "dirty": dirty, "on_current": 1.0}
 
 
 def test_clicks_of_a_crashed_engine_stay_counted():
@@ -167,6 +167,14 @@ def test_system_is_not_drained_before_the_engine_was_seen():
     assert not measured.is_applied
     assert not measured.is_drained
     assert not measured.has_applied_everything
+
+
+def test_engine_that_has_no_partition_yet_has_nothing_drained():
+    measured = Measured(source="a-shop", simulated=False)
+
+    measured.take_engine({**engine_figures(0.0), "owned": 0.0})
+
+    assert (measured.is_applied, measured.is_drained, measured.has_applied_everything) == (False, False, False)
 
 
 def test_fast_live_traffic_counts_as_caught_up_when_a_second_of_it_is_on_its_way():

@@ -138,9 +138,9 @@ class Ingest:
                 store = await self._in_thread(PartitionStore.open, self._path(partition), self._header(partition))
                 self._owned[partition] = OwnedPartition(partition, store, bounds[partition].end)
             positions = {partition: self._next_offset(partition, held) for partition, held in bounds.items()}
-            metrics.OWNED_PARTITIONS.set(len(self._owned))
         log.info("partitions_assigned", positions=positions)
         self.progress({partition: Bounds(at, bounds[partition].end) for partition, at in positions.items()})
+        metrics.OWNED_PARTITIONS.set(len(self._owned))  # last: whoever sees it sees the lag of these partitions too
         return positions
 
     async def revoke(self) -> None:
