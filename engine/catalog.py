@@ -26,7 +26,7 @@ log = structlog.get_logger()
 class Catalog:
     """Follows `items` and answers what is known of an item.
 
-    Read it on the event loop's thread; `unavailable_ids` may be called from any.
+    Read it on the event loop's thread; `unavailable_ids` and `is_removed` may be called from any.
     """
 
     def __init__(self, settings: Settings) -> None:
