@@ -33,7 +33,7 @@ debian:
 	@sh deploy/test_tools.sh
 
 test: setup debian ## Run every test, those on a real broker and in a real browser too
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(WORKERS)
 
 unit: setup ## Run the tests that need no broker
 	@$(BIN)/python -m pytest -m "not kafka and not system and not slow"

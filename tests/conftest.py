@@ -7,13 +7,16 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from engine.settings import Settings
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 
+ROOT = Path(__file__).parent.parent
 # Below the range from which the kernel takes ports for outgoing connections: one that is free now stays free while a
 # broker starts. Runs side by side begin at different places.
 _PORTS = itertools.cycle(range(20_000, 32_000))
@@ -21,11 +24,17 @@ for _ in range(os.getpid() * 101 % 12_000):
     next(_PORTS)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one worker, and all that start the whole system in one: two of them are too many."""
-    for item in items:
-        whole_system = item.get_closest_marker("system") is not None
-        item.add_marker(pytest.mark.xdist_group("system" if whole_system else item.path.name))
+class ByFile(LoadFileScheduling):
+    """Keeps a file's tests in one worker, and all that start the whole system in one: two of them are too many."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return "system" if "pytest.mark.system" in (ROOT / path).read_text() else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Distribute tests over workers by what they start."""
+    return ByFile(config, log)
 
 
 def free_port(count: int = 1) -> int:
