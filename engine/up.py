@@ -13,7 +13,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,8 @@ LIVE_SHARE = 0.05
 LIVE_PHASE_S = 63.0
 """How long live traffic runs before its freshness is read: the minute that the query service looks back on, and a
 little more, so that the last of the backlog is not in it."""
+CANCEL_AGAIN_S = 2.0
+"""A task that is still there so long after it was canceled is canceled again."""
 TRAINING_GRACE_S = 300.0
 """Reading, evaluating, publishing and loading the first version may take this long beside its training."""
 TRAINER_NICENESS = 10
@@ -169,6 +171,16 @@ async def beside(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> 
         await task
 
 
+async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel *tasks* until all have ended; one whose cancellation was lost in a library's clean-up gets another."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _ended, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _System:
     """The running children and what was seen of them."""
 
@@ -247,6 +259,7 @@ class _System:
                 await self._summarize()
                 self.console.print("Live clicks keep flowing; Ctrl-C stops everything.")
                 await self.stopping.wait()
+                return
         await self._wait_seconds("Sending the last live clicks", 2 * OBSERVE_EVERY_S)
         await self._wait("Applying the last live clicks", lambda: self.measured.has_applied_everything)
         if self.options.exit_when_replayed:
@@ -348,11 +361,9 @@ class _System:
         until = time.monotonic() + seconds
         await self._wait(title, lambda: time.monotonic() >= until)
 
-    async def _stop(self, tasks: list[asyncio.Task[None] | asyncio.Task[bool]]) -> None:
+    async def _stop(self, tasks: Collection[asyncio.Task[Any]]) -> None:
         """End the tasks, then all parts together."""
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         self.console.print("Stopping ...")
         killed = stop_all([self.trainer, self.version_zero, self.engine, self.serve])
         if killed:

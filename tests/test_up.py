@@ -17,10 +17,11 @@ import pytest
 from pydantic import SecretStr
 from rich.console import Console
 
+from engine import up
 from engine.errors import ConfigError, SetupError
 from engine.settings import Settings
 from engine.summary import Measured, observe, report, service_address, show_summary
-from engine.up import UpOptions, beside, claim_data_dir, count_users, describe_source, run_up
+from engine.up import UpOptions, beside, claim_data_dir, count_users, describe_source, end_tasks, run_up
 from tests.builders import ListSource, make_click
 from tests.conftest import free_port
 
@@ -132,6 +133,26 @@ async def test_block_ends_with_the_error_of_what_runs_beside_it():
     with pytest.raises(SetupError, match="the topic is gone"):
         async with asyncio.timeout(5), beside(fails):
             await asyncio.Event().wait()
+
+
+async def test_task_that_swallows_its_cancellation_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(up, "CANCEL_AGAIN_S", 0.01)
+    swallowed = []
+
+    async def swallows() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.append("once")
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(swallows())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await end_tasks([task])
+
+    assert task.cancelled()
+    assert swallowed == ["once"]
 
 
 async def test_what_runs_beside_a_block_ends_after_it():
