@@ -1,8 +1,9 @@
 """MindNetwork, the weights and the forward pass; InterestModel, the same for serving.
 
-Multi-Interest Network with Dynamic routing (Li et al. 2019): item side, routing, layers over concat(profile, capsule),
-label-aware attention. History items and targets share one table and are pooled alike, so the inner product of an
-interest and an item vector is the score, and an item that training never saw has a vector from its fields.
+Multi-Interest Network with Dynamic routing (Li et al. 2019): item side, extractor, layers over concat(profile,
+capsule), label-aware attention. The extractor is MIND's routing, or another one that the config names. History items
+and targets share one table and are pooled alike, so the inner product of an interest and an item vector is the score,
+and an item that training never saw has a vector from its fields.
 Shape letters: B windows, L clicks, K interests, D dimensions, N items, F item fields, P profile attributes.
 """
 
@@ -21,12 +22,15 @@ from torch.nn import functional
 
 from engine.errors import ConfigError, IncompatibleVersion
 from engine.model.config import MindConfig
+from engine.model.extractors import make_extractor
+from engine.model.extractors.contract import used_slots
 from engine.model.features import Interests, ItemInput, UserInput, WindowBatch, encode_windows
-from engine.model.routing import route, starting_logits
 from engine.model.vocabulary import Vocabulary
 
 FIELD_ROWS = "item_field_rows"
 """Name of the only integer tensor: the (N + 1, F) rows of every known item's fields."""
+UNSTORED_PREFIX = "extractor."
+"""Left out of the stored names, which are those of the paper's parts wherever the code keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,6 @@ class MindNetwork(nn.Module):
     """The trainable part; `InterestModel` wraps it for serving, `trainer/loop.py` trains it."""
 
     item_field_rows: Tensor
-    logits: Tensor
 
     def __init__(self, config: MindConfig, vocabulary: Vocabulary, field_rows: Tensor) -> None:
         super().__init__()
@@ -58,15 +61,13 @@ class MindNetwork(nn.Module):
         size = config.dimensions
         self.item_ids = nn.Embedding(len(vocabulary.item_ids) + 1, size, padding_idx=0)
         self.item_fields = nn.Embedding(vocabulary.field_row_count + 1, size, padding_idx=0)
-        self.shared_map = nn.Parameter(torch.eye(size))  # S
+        self.extractor = make_extractor(config, vocabulary.item_ids)
         self.recency = nn.Parameter(-config.recency_start * torch.arange(config.max_clicks, dtype=torch.float32))
         self.scale = nn.Parameter(torch.tensor(config.interest_scale))
         self.profile = ProfileLayer(config, vocabulary)
         sizes = (size + self.profile.width, *config.hidden, size)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.register_buffer(FIELD_ROWS, field_rows)
-        seeded = starting_logits(vocabulary.item_ids, interests=config.interests, seed=config.routing_seed)
-        self.register_buffer("logits", torch.from_numpy(seeded), persistent=False)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -101,36 +102,34 @@ class MindNetwork(nn.Module):
         return total / present.clamp(min=1.0).unsqueeze(-1)
 
     def map_behaviors(self, vectors: Tensor) -> Tensor:
-        """Return S applied to (..., D) item vectors."""
-        return vectors @ self.shared_map
+        """Return the (..., W) behavior vectors of (..., D) item vectors: S applied, in MIND."""
+        return self.extractor.fold(vectors)
 
     def forward(self, behaviors: Tensor, windows: WindowTensors) -> tuple[Tensor, Tensor]:
         """Return the interests of B windows.
 
         Args:
-            behaviors: (B, L, D) item vectors, mapped by `map_behaviors`.
+            behaviors: (B, L, W) item vectors, mapped by `map_behaviors`.
             windows: the rest of the same windows.
 
         Returns:
             (B, K, D) float32 interest vectors, zero where unused, and the (B, L, K) float32 routing weights.
         """
-        config = self.config
-        strengths = windows.strengths
-        length = windows.rows.shape[1]
-        if config.recency:
-            strengths = strengths * self.recency[:length].flip(0).exp()
-        capsules, weights = route(
-            behaviors,
-            strengths,
-            self.logits[windows.rows],
-            windows.counts,
-            rounds=config.rounds,
-            accumulate=config.accumulate_logits,
-            scale=config.agreement_scale,
-        )
+        capsules, weights = self._extract(behaviors, windows)
         vectors = self._finish(capsules, self.profile(windows.profile_rows, windows.profile_numbers))
-        used = torch.arange(config.interests, device=vectors.device) < windows.counts.unsqueeze(-1)  # (B, K)
+        used = used_slots(windows.counts, interests=self.config.interests)
         return vectors * used.unsqueeze(-1), weights
+
+    def _extract(self, behaviors: Tensor, windows: WindowTensors) -> tuple[Tensor, Tensor]:
+        count, length = windows.rows.shape
+        if not count or not length:
+            slots = self.config.interests
+            return behaviors.new_zeros(count, slots, self.config.dimensions), behaviors.new_zeros(count, length, slots)
+        strengths = windows.strengths
+        if self.config.recency:
+            strengths = strengths * self.recency[:length].flip(0).exp()
+        capsules, weights = self.extractor(behaviors, strengths, windows.rows, windows.counts)
+        return capsules, weights
 
     def _finish(self, capsules: Tensor, profiles: Tensor) -> Tensor:
         hidden = torch.cat([profiles.unsqueeze(1).expand(-1, capsules.shape[1], -1), capsules], dim=-1)
@@ -186,8 +185,9 @@ def attend(interests: Tensor, used: Tensor, targets: Tensor, *, power: float) ->
 class InterestModel:
     """One trained model, read-only: windows to interests, items to vectors.
 
-    Every method may be called from any thread. S is folded into the item table once, here, so a window costs one
-    gather. Results depend on the user or item alone: not on the batch, its padding, the process or earlier calls.
+    Every method may be called from any thread. What the extractor does to each item alone (S, in MIND) is folded into
+    the item table once, here, so a window costs one gather. Results depend on the user or item alone: not on the
+    batch, its padding, the process or earlier calls.
     """
 
     def __init__(self, network: MindNetwork, vocabulary: Vocabulary, *, device: str = "cpu") -> None:
@@ -235,7 +235,7 @@ class InterestModel:
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
         """Return config, vocabulary (both plain JSON values) and tensors: all that `load_parts` needs."""
-        tensors = {name: tensor.cpu().numpy().copy() for name, tensor in self._network.state_dict().items()}
+        tensors = {name: tensor.cpu().numpy().copy() for name, tensor in _stored_tensors(self._network).items()}
         return self.config.to_dict(), self.vocabulary.to_dict(), tensors
 
     @classmethod
@@ -264,14 +264,21 @@ class InterestModel:
         field_rows = torch.zeros(len(words.item_ids) + 1, len(words.item_fields), dtype=torch.int64)
         network = MindNetwork(mind_config, words, field_rows)
         _check_tensors(tensors, network, words, version)
-        network.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+        with torch.no_grad():
+            for name, tensor in _stored_tensors(network).items():
+                tensor.copy_(torch.from_numpy(np.array(tensors[name])))
         return cls(network, words, device=device)
+
+
+def _stored_tensors(network: MindNetwork) -> dict[str, Tensor]:
+    """Return the tensors of *network* by the names they are stored under."""
+    return {name.removeprefix(UNSTORED_PREFIX): tensor for name, tensor in network.state_dict().items()}
 
 
 def _check_tensors(
     tensors: Mapping[str, np.ndarray], network: MindNetwork, vocabulary: Vocabulary, version: str
 ) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in _stored_tensors(network).items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | got.keys()):
         if got.get(name) != expected.get(name):

@@ -24,7 +24,7 @@ def test_interests_equal_the_published_equations_in_plain_loops() -> None:
     weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     known, items = model.all_item_vectors()
     rows = [known.index(item) for item in LONG]
-    logits = np.stack([model._network.logits[row + 1].numpy() for row in rows])
+    logits = np.stack([model._network.extractor.logits[row + 1].numpy() for row in rows])
 
     got = model.interests([make_user(*LONG, country="UK")])
 
