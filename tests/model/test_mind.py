@@ -12,7 +12,8 @@ import torch
 from engine.errors import IncompatibleVersion
 from engine.model import InterestModel, ItemInput, UserInput
 from engine.model.mind import attend
-from tests.model.mind_builders import SMALL, make_model, make_user, route_by_loops
+from tests.model import oracle
+from tests.model.mind_builders import SMALL, make_model, make_user
 
 LONG = tuple(f"i{number}" for number in range(1, 10))
 
@@ -28,9 +29,8 @@ def test_interests_equal_the_published_equations_in_plain_loops() -> None:
 
     got = model.interests([make_user(*LONG, country="UK")])
 
-    capsules = route_by_loops(
-        items[rows].astype(np.float64) @ weights["shared_map"], logits, [1.0] * 9, 3, rounds=3, accumulate=False
-    )
+    behaviors = items[rows].astype(np.float64) @ weights["shared_map"]
+    capsules, _ = oracle.route(behaviors.tolist(), logits.tolist(), [1.0] * 9, 3, rounds=3, accumulate=False)
     country = next(field for field in vocabulary["profile_fields"] if field["name"] == "country")
     # The attributes stand in order of name: age has rows 0 and 1, country follows.
     of_age = weights["profile.values.weight"][1]  # 30 is the mean of 20 and 40, so the direction adds nothing
