@@ -105,22 +105,25 @@ class MindNetwork(nn.Module):
         """Return the (..., W) behavior vectors of (..., D) item vectors: S applied, in MIND."""
         return self.extractor.fold(vectors)
 
-    def forward(self, behaviors: Tensor, windows: WindowTensors) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, windows: WindowTensors, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the interests of B windows.
 
         Args:
             behaviors: (B, L, W) item vectors, mapped by `map_behaviors`.
             windows: the rest of the same windows.
+            previous: (B, K, D) float32 interests to start routing from; zero for none.
 
         Returns:
             (B, K, D) float32 interest vectors, zero where unused, and the (B, L, K) float32 routing weights.
         """
-        capsules, weights = self._extract(behaviors, windows)
+        capsules, weights = self._extract(behaviors, windows, previous)
         vectors = self._finish(capsules, self.profile(windows.profile_rows, windows.profile_numbers))
         used = used_slots(windows.counts, interests=self.config.interests)
         return vectors * used.unsqueeze(-1), weights
 
-    def _extract(self, behaviors: Tensor, windows: WindowTensors) -> tuple[Tensor, Tensor]:
+    def _extract(self, behaviors: Tensor, windows: WindowTensors, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         count, length = windows.rows.shape
         if not count or not length:
             slots = self.config.interests
@@ -128,7 +131,7 @@ class MindNetwork(nn.Module):
         strengths = windows.strengths
         if self.config.recency:
             strengths = strengths * self.recency[:length].flip(0).exp()
-        capsules, weights = self.extractor(behaviors, strengths, windows.rows, windows.counts)
+        capsules, weights = self.extractor(behaviors, strengths, windows.rows, windows.counts, previous)
         return capsules, weights
 
     def _finish(self, capsules: Tensor, profiles: Tensor) -> Tensor:
@@ -200,18 +203,42 @@ class InterestModel:
             self._items = self._network.pool_items(rows)  # (N + 1, D)
             self._behaviors = self._network.map_behaviors(self._items)  # (N + 1, D)
 
-    def interests(self, users: Sequence[UserInput]) -> Interests:
-        """Return the interests of *users*; one without a known, positive click has none in use and zero vectors."""
+    def interests(self, users: Sequence[UserInput], *, previous: np.ndarray | None = None) -> Interests:
+        """Return the interests of *users*; one without a known, positive click has none in use and zero vectors.
+
+        Args:
+            users: B windows and profiles.
+            previous: (B, K, D) float32 interests that the users had before, zero for none, for `mind` to start from;
+                then the answer depends on them too. None: on the windows alone.
+        """
         batch, positions = encode_windows(users, self.vocabulary, self.config)
+        vectors, mask, weights = self.extract(batch, previous=previous)
+        return Interests(vectors=vectors, mask=mask, routing_weights=weights, positions=positions)
+
+    def user_vectors(
+        self, windows: Sequence[Sequence[str]], profiles: Sequence[Mapping[str, str | float]] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (B, K, D) float32 interests of B windows and their (B, K) bool mask, True for those in use.
+
+        Args:
+            windows: clicked item ids, the oldest first; ids that training never saw are skipped.
+            profiles: one a window; None: all unknown.
+        """
+        known = profiles if profiles is not None else [{}] * len(windows)
+        users = [UserInput(window, profile=profile) for window, profile in zip(windows, known, strict=True)]
+        found = self.interests(users)
+        return found.vectors, found.mask
+
+    def extract(
+        self, batch: WindowBatch, *, previous: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return vectors, mask and weights, as in `Interests`, of windows that are arrays already."""
         windows = WindowTensors.of(batch, self._device)
+        before = None if previous is None else torch.from_numpy(previous).to(self._device)
         with torch.inference_mode():
-            vectors, weights = self._network(self._behaviors[windows.rows], windows)
-        return Interests(
-            vectors=vectors.cpu().numpy(),
-            mask=np.arange(self.config.interests) < batch.counts[:, None],
-            routing_weights=weights.cpu().numpy(),
-            positions=positions,
-        )
+            vectors, weights = self._network(self._behaviors[windows.rows], windows, before)
+        mask = np.arange(self.config.interests) < batch.counts[:, None]
+        return vectors.cpu().numpy(), mask, weights.cpu().numpy()
 
     def item_vectors(self, items: Sequence[ItemInput]) -> np.ndarray:
         """Return the (N, D) float32 vectors of *items* as the catalog describes them now.

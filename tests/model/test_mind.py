@@ -11,6 +11,7 @@ import torch
 
 from engine.errors import IncompatibleVersion
 from engine.model import InterestModel, ItemInput, UserInput
+from engine.model.features import encode_windows
 from engine.model.mind import attend
 from tests.model import oracle
 from tests.model.mind_builders import SMALL, make_model, make_user
@@ -258,6 +259,46 @@ def test_attention_weighs_the_interests_in_use_by_their_scores(power: float) -> 
     raised = [1.0, 0.0] if math.isinf(power) else [math.exp(power * score) for score in scores]
     weights = np.array(raised) / sum(raised)
     np.testing.assert_allclose(got[0].numpy(), weights @ interests[0, :2].numpy(), atol=1e-6)
+
+
+def test_user_vectors_are_the_interests_of_windows_and_profiles() -> None:
+    model = make_model()
+    windows, profiles = [LONG, ("i1", "never seen"), ()], [{"country": "UK"}, {}, {}]
+
+    vectors, mask = model.user_vectors(windows, profiles)
+
+    found = model.interests([UserInput(window, profile=of) for window, of in zip(windows, profiles, strict=True)])
+    np.testing.assert_array_equal(vectors, found.vectors)
+    np.testing.assert_array_equal(mask, found.mask)
+    np.testing.assert_array_equal(model.user_vectors(windows[1:])[0], vectors[1:])
+
+
+def test_arrays_of_windows_give_what_their_users_give() -> None:
+    model = make_model()
+    users = [make_user(*LONG), UserInput([])]
+    batch, _ = encode_windows(users, model.vocabulary, model.config)
+
+    vectors, mask, weights = model.extract(batch)
+
+    found = model.interests(users)
+    np.testing.assert_array_equal(vectors, found.vectors)
+    np.testing.assert_array_equal(mask, found.mask)
+    np.testing.assert_array_equal(weights, found.routing_weights)
+
+
+def test_interests_keep_their_places_when_routing_starts_from_the_previous_ones() -> None:
+    model = make_model(replace(SMALL, agreement_scale=30.0, dynamic_interests=False))
+    user, nobody = make_user(*LONG), UserInput([])
+    before = model.interests([user, nobody]).vectors
+    swapped = before[:, [1, 0, 2, 3]].copy()
+
+    cold = model.interests([user, nobody], previous=np.zeros_like(before))
+    warm = model.interests([user, nobody], previous=swapped)
+
+    np.testing.assert_array_equal(cold.vectors, before)
+    assert not warm.vectors[1].any()
+    own, other = (float(warm.vectors[0, 0] @ swapped[0, slot]) for slot in (0, 1))
+    assert own > other
 
 
 def test_the_package_needs_only_torch_safetensors_and_numpy() -> None:

@@ -241,4 +241,4 @@ def test_click_weights_become_capped_logarithmic_factors(weight: float, power: f
 
     got = click_strengths(np.array([weight]), config)
 
-    np.testing.assert_allclose(got, [min((math.log1p(weight) / math.log(2)) ** power, 3.0)], rtol=1e-5)
+    np.testing.assert_allclose(got, [min((math.log1p(weight) / math.log(2)) ** power, 3.0)], rtol=1e-5, atol=1e-30)

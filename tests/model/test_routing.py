@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
-from engine.model.routing import count_interests, route, squash, starting_logits
+from engine.model.routing import count_interests, route, squash, starting_logits, warm_logits
 
 
 def draw(windows: int, length: int, slots: int, size: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,3 +140,19 @@ def test_starting_logits_are_the_same_in_another_process() -> None:
 
 def test_no_items_have_no_starting_logits() -> None:
     assert starting_logits([], interests=4, seed=7).shape == (1, 4)
+
+
+def test_warm_logits_lead_to_the_previous_interests_and_seed_the_slots_that_had_none() -> None:
+    behaviors = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    seeded = torch.tensor([[[0.3, 0.4, 0.5], [0.6, 0.7, 0.8]]])
+    previous = torch.tensor([[[8.0, 0.0], [0.0, 0.0], [0.0, 0.5]]])
+
+    logits = warm_logits(behaviors, seeded, previous, scale=10.0)
+
+    assert logits.tolist() == [[[10.0, pytest.approx(0.4), 0.0], [0.0, pytest.approx(0.7), 20.0]]]
+
+
+def test_warm_logits_without_previous_interests_are_the_seeded_ones() -> None:
+    behaviors, seeded = draw(2, 5, 3, 4)
+
+    assert torch.equal(warm_logits(behaviors, seeded, torch.zeros(2, 3, 4), scale=30.0), seeded)

@@ -31,7 +31,9 @@ class KMeans(Extractor):
         self._interests = config.interests
         self.register_buffer("logits", torch.from_numpy(logits), persistent=False)
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the means weighted by the strengths, and each click's share in its mean."""
         used = used_slots(counts, interests=self._interests)
         with torch.no_grad():
@@ -62,7 +64,9 @@ class WardMedoids(Extractor):
         super().__init__()
         self._interests = config.interests
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the medoids, and each click's share in its cluster."""
         with torch.no_grad():
             present = strengths > 0

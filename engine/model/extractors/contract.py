@@ -22,7 +22,9 @@ class Extractor(nn.Module):
         """
         return items
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the capsules of B windows and how much of each click is in each of them.
 
         Args:
@@ -30,6 +32,7 @@ class Extractor(nn.Module):
             strengths: (B, L) float32, how much a click counts (recency, click weight); 0 for padding.
             rows: (B, L) int64 item rows, 0 for padding.
             counts: (B,) int64 interest counts; the first that many of the K slots are used.
+            previous: (B, K, D) float32 interests to start from, zero for none; only MIND's routing heeds them.
 
         Returns:
             (B, K, D) float32 capsules and (B, L, K) float32 weights; the weights are zero for padding, and both for

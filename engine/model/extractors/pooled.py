@@ -24,7 +24,9 @@ class MeanPooling(Extractor):
     def __init__(self, config: MindConfig) -> None:
         super().__init__()
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the (B, 1, D) means and each click's share."""
         weights = shares((strengths * used_slots(counts, interests=1)).unsqueeze(-1))
         return weights.transpose(1, 2) @ behaviors, weights
@@ -45,7 +47,9 @@ class SelfAttention(Extractor):
         self.hidden = nn.Linear(size, HIDDEN_FACTOR * size)  # W1
         self.heads = nn.Linear(HIDDEN_FACTOR * size, config.interests)  # W2
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the (B, K, D) weighted means and the attention."""
         placed = behaviors + self.places[: behaviors.shape[1]].flip(0)
         logits = self.heads(torch.tanh(self.hidden(placed)))  # (B, L, K)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine.model.config import MindConfig
 from engine.model.extractors.contract import Extractor, used_slots
-from engine.model.routing import route, squash
+from engine.model.routing import route, squash, warm_logits
 
 MAP_SPREAD = 0.5
 """Deviation of a map per interest from the identity at the start, times sqrt(D)."""
@@ -33,16 +33,22 @@ class MindRouting(Extractor):
         """Return S applied to (..., D) item vectors."""
         return items @ self.shared_map
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return capsules and routing weights; see `route`."""
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return capsules and routing weights; see `route`, and `warm_logits` for *previous*."""
+        scale = self._config.agreement_scale
+        logits = self.logits[rows]
+        if previous is not None:
+            logits = warm_logits(behaviors, logits, previous, scale=scale)
         return route(
             behaviors,
             strengths,
-            self.logits[rows],
+            logits,
             counts,
             rounds=self._config.rounds,
             accumulate=self._config.accumulate_logits,
-            scale=self._config.agreement_scale,
+            scale=scale,
         )
 
 
@@ -64,7 +70,9 @@ class ComiRecRouting(Extractor):
         """Return (..., K D): every map applied to (..., D) item vectors."""
         return torch.einsum("...d,kde->...ke", items, self.maps).flatten(-2)
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return capsules and routing weights; see `route_mapped`."""
         mapped = behaviors.reshape(*rows.shape, len(self.maps), -1)
         return route_mapped(mapped, strengths, counts, rounds=self._rounds)
@@ -84,7 +92,9 @@ class CapsuleNetwork(Extractor):
         maps = _near_identity(config.max_clicks * config.interests, config.dimensions)
         self.maps = nn.Parameter(maps.reshape(config.max_clicks, config.interests, *maps.shape[1:]))
 
-    def forward(self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return capsules and routing weights; see `route_mapped`."""
         by_place = self.maps[: behaviors.shape[1]].flip(0)
         mapped = torch.einsum("bld,lkde->blke", behaviors, by_place)
