@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.errors import ConfigError, IncompatibleVersion
+from engine.errors import ConfigError, IncompatibleVersion, InvalidInput
 from engine.model.config import MindConfig
 from engine.model.extractors import make_extractor
 from engine.model.extractors.contract import used_slots
@@ -232,7 +232,12 @@ class InterestModel:
     def extract(
         self, batch: WindowBatch, *, previous: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return vectors, mask and weights, as in `Interests`, of windows that are arrays already."""
+        """Return vectors, mask and weights, as in `Interests`, of windows that are arrays already.
+
+        Raises:
+            InvalidInput: a row is no item's.
+        """
+        _check_rows(batch.rows, items=len(self.vocabulary.item_ids))
         windows = WindowTensors.of(batch, self._device)
         before = None if previous is None else torch.from_numpy(previous).to(self._device)
         with torch.inference_mode():
@@ -295,6 +300,15 @@ class InterestModel:
             for name, tensor in _stored_tensors(network).items():
                 tensor.copy_(torch.from_numpy(np.array(tensors[name])))
         return cls(network, words, device=device)
+
+
+def _check_rows(rows: np.ndarray, *, items: int) -> None:
+    # On a GPU a row out of range ends the whole process.
+    if rows.dtype != np.int64:
+        raise InvalidInput("WindowBatch.rows", got=str(rows.dtype), expected="int64")
+    if rows.size and (rows.min() < 0 or rows.max() > items):
+        got = int(rows.min() if rows.min() < 0 else rows.max())
+        raise InvalidInput("an item row of a WindowBatch", got=got, expected=f"from 0 to {items}")
 
 
 def _stored_tensors(network: MindNetwork) -> dict[str, Tensor]:

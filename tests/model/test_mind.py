@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import IncompatibleVersion
-from engine.model import InterestModel, ItemInput, UserInput
+from engine.errors import IncompatibleVersion, InvalidInput
+from engine.model import InterestModel, ItemInput, UserInput, Vocabulary
 from engine.model.features import encode_windows
 from engine.model.mind import attend
 from tests.model import oracle
@@ -284,6 +284,41 @@ def test_arrays_of_windows_give_what_their_users_give() -> None:
     np.testing.assert_array_equal(vectors, found.vectors)
     np.testing.assert_array_equal(mask, found.mask)
     np.testing.assert_array_equal(weights, found.routing_weights)
+
+
+def test_numbers_of_a_profile_change_the_interests_and_lie_within_bounds() -> None:
+    model = make_model()
+
+    young, old, ancient, oldest = model.user_vectors(
+        [("i1",)] * 4, [{"age": age} for age in (20.0, 40.0, 1e9, math.inf)]
+    )[0]
+
+    assert np.abs(young - old).max() > 1e-3
+    np.testing.assert_array_equal(ancient, oldest)
+
+
+def test_nan_in_an_input_is_refused_by_name() -> None:
+    model = make_model(replace(SMALL, weight_power=1.0))
+
+    with pytest.raises(InvalidInput, match="field age must be a text or a number, got nan"):
+        model.user_vectors([("i1",)], [{"age": math.nan}])
+    with pytest.raises(InvalidInput, match="the weight of a click"):
+        model.interests([UserInput(["i1"], [math.nan])])
+    with pytest.raises(InvalidInput, match=r"field features\.price"):
+        model.item_vectors([ItemInput("i1", features={"price": math.nan})])
+    with pytest.raises(InvalidInput, match=r"field features\.size"):
+        Vocabulary.build(["a"], {"a": ItemInput("a", features={"size": math.nan})}, [])
+
+
+@pytest.mark.parametrize("row", [-1, 21])
+def test_rows_that_are_no_items_are_refused(row: int) -> None:
+    model = make_model()
+    batch, _ = encode_windows([make_user(*LONG)], model.vocabulary, model.config)
+
+    with pytest.raises(InvalidInput, match=f"item row of a WindowBatch must be from 0 to 20, got {row}"):
+        model.extract(replace(batch, rows=np.full_like(batch.rows, row)))
+    with pytest.raises(InvalidInput, match="int64, got 'int32'"):
+        model.extract(replace(batch, rows=batch.rows.astype(np.int32)))
 
 
 def test_interests_keep_their_places_when_routing_starts_from_the_previous_ones() -> None:
