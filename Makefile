@@ -42,13 +42,13 @@ integration: setup debian ## Run the tests that need a broker or the whole syste
 	@$(BIN)/python -m pytest -m "kafka or system"
 
 check: $(VENV)/.installed ## Check format, lint and types
-	@$(BIN)/ruff format --check engine trainer tests benchmarks deploy
-	@$(BIN)/ruff check engine trainer tests benchmarks deploy
+	@$(BIN)/ruff format --check engine trainer tests benchmarks deploy examples
+	@$(BIN)/ruff check engine trainer tests benchmarks deploy examples
 	@$(BIN)/mypy
 
 format: $(VENV)/.installed ## Format the code
-	@$(BIN)/ruff format engine trainer tests benchmarks deploy
-	@$(BIN)/ruff check --fix engine trainer tests benchmarks deploy
+	@$(BIN)/ruff format engine trainer tests benchmarks deploy examples
+	@$(BIN)/ruff check --fix engine trainer tests benchmarks deploy examples
 
 bench: setup ## Run the benchmarks and print their figures
 	@for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench; done

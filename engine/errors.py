@@ -166,6 +166,14 @@ class UnusableInterests(ModelError):
         )
 
 
+class InvalidInput(ModelError):
+    """A value given to a model is nothing that it can compute with."""
+
+    def __init__(self, subject: str, *, got: object, expected: str) -> None:
+        self.subject, self.got, self.expected = subject, got, expected
+        super().__init__(f"{subject} must be {expected}, got {got!r}; correct or leave it out where it is read")
+
+
 class RegistryUnusable(ModelError):
     """The place where model versions are kept can't be read or written."""
 

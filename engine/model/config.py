@@ -13,6 +13,11 @@ from typing import Any, Self
 
 from engine.errors import ConfigError
 
+EXTRACTORS = ("mind", "comirec-sa", "comirec-dr", "single", "capsnet", "kmeans", "ward")
+"""Names that `MindConfig.extractor` may have; `engine/model/extractors/` explains each."""
+
+UNKNOWN = "left out, as this build has no such field; a newer build wrote it, run that one"
+
 LOWEST: Mapping[str, float] = {
     "dimensions": 1,
     "interests": 1,
@@ -34,18 +39,26 @@ LOWEST: Mapping[str, float] = {
 class MindConfig:
     """Shape and behavior of one MIND model; the defaults are measured in docs/model.md."""
 
+    extractor: str = "mind"
+    """How clicks become interests: one of `EXTRACTORS`."""
     dimensions: int = 128
     """D, length of item and interest vectors."""
     interests: int = 4
-    """K, the most interests a user can have."""
+    """K, the most interests a user can have; 1 with the extractor `single`."""
     max_clicks: int = 50
     """L, the clicks that routing sees: the newest known ones."""
     rounds: int = 3
-    """Routing iterations; only the last one has gradients."""
+    """Iterations of routing, of which only the last one has gradients, and of k-means; the others don't iterate."""
     accumulate_logits: bool = False
-    """Add each round's agreement to the routing logits (most public code) instead of assigning it (the paper)."""
+    """Add each round's agreement to the routing logits (most public code) instead of assigning it (the paper).
+
+    For the extractor `mind`; `comirec-dr` and `capsnet` always add it.
+    """
     agreement_scale: float = 30.0
-    """Factor on the agreement of behavior and capsule: 1 is the paper's, more separates the interests."""
+    """Factor on the agreement of behavior and capsule: 1 is the paper's, more separates the interests.
+
+    For the extractor `mind`; `comirec-dr` and `capsnet` have 1.
+    """
     dynamic_interests: bool = True
     """Use max(1, min(K, floor(log2 n))) interests for a window of n distinct items; False: always K."""
     recency: bool = True
@@ -57,7 +70,10 @@ class MindConfig:
     weight_cap: float = 3.0
     """Bound of that factor, so that one click of weight 80,000 doesn't drown a window."""
     hidden: tuple[int, ...] = (128,)
-    """Sizes of the ReLU layers over concat(profile, capsule), before the last layer that leads to D."""
+    """Sizes of the ReLU layers over concat(profile, capsule), before the last layer, which always leads to D.
+
+    So an interest has the length of an item vector whatever stands here, and none of these sizes need be D.
+    """
     residual: bool = True
     """Add the layers' answer to the capsule; False: the layers' answer alone, as in the paper."""
     attention_power: float = math.inf
@@ -69,16 +85,23 @@ class MindConfig:
     profile_dimensions: int = 8
     """Length of each profile attribute's vector."""
     routing_seed: int = 7
-    """Seed of the starting routing logits; keep it between retrains."""
+    """Seed of the starting logits of `mind` and of the first means of `kmeans`; keep it between retrains."""
 
     def __post_init__(self) -> None:
         for name, least in LOWEST.items():
             value = getattr(self, name)
             if math.isnan(value) or value < least:
                 raise ConfigError(f"MindConfig.{name}", got=value, expected=f"at least {least:g}")
+            if math.isinf(value) and name != "attention_power":
+                raise ConfigError(f"MindConfig.{name}", got=value, expected="a finite number")
         for size in self.hidden:
             if size < 1:
                 raise ConfigError("MindConfig.hidden", got=self.hidden, expected="sizes of at least 1")
+        if self.extractor not in EXTRACTORS:
+            expected = f"one of {', '.join(EXTRACTORS)}"
+            raise ConfigError("MindConfig.extractor", got=self.extractor, expected=expected)
+        if self.extractor == "single" and self.interests != 1:
+            raise ConfigError("MindConfig.interests", got=self.interests, expected="1 with the extractor single")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; an infinite attention power is written "inf"."""
@@ -97,7 +120,7 @@ class MindConfig:
         known = {field.name: field.default for field in fields(cls)}
         for name, value in values.items():
             if name not in known:
-                raise ConfigError(f"MindConfig.{name}", got=value, expected="a field that this build knows")
+                raise ConfigError(f"MindConfig.{name}", got=value, expected=UNKNOWN)
         plain = dict(values)
         if plain.get("attention_power") == "inf":
             plain["attention_power"] = math.inf

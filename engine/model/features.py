@@ -6,11 +6,13 @@ holds the newest click of every user, padding comes before the oldest, so a colu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.errors import InvalidInput
 from engine.model.config import MindConfig
 from engine.model.routing import count_interests
 from engine.model.vocabulary import Field, Vocabulary
@@ -68,7 +70,11 @@ class WindowBatch:
 def encode_windows(
     users: Sequence[UserInput], vocabulary: Vocabulary, config: MindConfig
 ) -> tuple[WindowBatch, np.ndarray]:
-    """Return the users' windows and the (B, L) positions of their clicks; the newest `max_clicks` known ones stay."""
+    """Return the users' windows and the (B, L) positions of their clicks; the newest `max_clicks` known ones stay.
+
+    Raises:
+        InvalidInput: a number of a profile, or a weight that counts, is NaN.
+    """
     kept = [_known_clicks(user, vocabulary.item_rows, config.max_clicks) for user in users]
     length = max((len(positions) for positions, _rows in kept), default=0)
     rows = np.zeros((len(users), length), dtype=np.int64)
@@ -99,6 +105,8 @@ def click_strengths(weights: np.ndarray, config: MindConfig) -> np.ndarray:
     """
     if config.weight_power == 0.0:
         return np.ones(weights.shape, dtype=np.float32)
+    if np.isnan(weights).any():
+        raise InvalidInput("the weight of a click", got=math.nan, expected="a number")
     factors: np.ndarray = (np.log1p(np.maximum(weights, 0.0)) / np.log(2.0)) ** config.weight_power
     capped: np.ndarray = np.minimum(factors, config.weight_cap).astype(np.float32)
     return capped

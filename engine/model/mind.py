@@ -1,8 +1,9 @@
 """MindNetwork, the weights and the forward pass; InterestModel, the same for serving.
 
-Multi-Interest Network with Dynamic routing (Li et al. 2019): item side, routing, layers over concat(profile, capsule),
-label-aware attention. History items and targets share one table and are pooled alike, so the inner product of an
-interest and an item vector is the score, and an item that training never saw has a vector from its fields.
+Multi-Interest Network with Dynamic routing (Li et al. 2019): item side, extractor, layers over concat(profile,
+capsule), label-aware attention. The extractor is MIND's routing, or another one that the config names. History items
+and targets share one table and are pooled alike, so the inner product of an interest and an item vector is the score,
+and an item that training never saw has a vector from its fields.
 Shape letters: B windows, L clicks, K interests, D dimensions, N items, F item fields, P profile attributes.
 """
 
@@ -19,14 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.errors import ConfigError, IncompatibleVersion
+from engine.errors import ConfigError, IncompatibleVersion, InvalidInput
 from engine.model.config import MindConfig
+from engine.model.extractors import make_extractor
+from engine.model.extractors.contract import used_slots
 from engine.model.features import Interests, ItemInput, UserInput, WindowBatch, encode_windows
-from engine.model.routing import route, starting_logits
 from engine.model.vocabulary import Vocabulary
 
 FIELD_ROWS = "item_field_rows"
 """Name of the only integer tensor: the (N + 1, F) rows of every known item's fields."""
+UNSTORED_PREFIX = "extractor."
+"""Left out of the stored names, which are those of the paper's parts wherever the code keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,6 @@ class MindNetwork(nn.Module):
     """The trainable part; `InterestModel` wraps it for serving, `trainer/loop.py` trains it."""
 
     item_field_rows: Tensor
-    logits: Tensor
 
     def __init__(self, config: MindConfig, vocabulary: Vocabulary, field_rows: Tensor) -> None:
         super().__init__()
@@ -58,15 +61,13 @@ class MindNetwork(nn.Module):
         size = config.dimensions
         self.item_ids = nn.Embedding(len(vocabulary.item_ids) + 1, size, padding_idx=0)
         self.item_fields = nn.Embedding(vocabulary.field_row_count + 1, size, padding_idx=0)
-        self.shared_map = nn.Parameter(torch.eye(size))  # S
+        self.extractor = make_extractor(config, vocabulary.item_ids)
         self.recency = nn.Parameter(-config.recency_start * torch.arange(config.max_clicks, dtype=torch.float32))
         self.scale = nn.Parameter(torch.tensor(config.interest_scale))
         self.profile = ProfileLayer(config, vocabulary)
         sizes = (size + self.profile.width, *config.hidden, size)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.register_buffer(FIELD_ROWS, field_rows)
-        seeded = starting_logits(vocabulary.item_ids, interests=config.interests, seed=config.routing_seed)
-        self.register_buffer("logits", torch.from_numpy(seeded), persistent=False)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -101,36 +102,37 @@ class MindNetwork(nn.Module):
         return total / present.clamp(min=1.0).unsqueeze(-1)
 
     def map_behaviors(self, vectors: Tensor) -> Tensor:
-        """Return S applied to (..., D) item vectors."""
-        return vectors @ self.shared_map
+        """Return the (..., W) behavior vectors of (..., D) item vectors: S applied, in MIND."""
+        return self.extractor.fold(vectors)
 
-    def forward(self, behaviors: Tensor, windows: WindowTensors) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, behaviors: Tensor, windows: WindowTensors, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the interests of B windows.
 
         Args:
-            behaviors: (B, L, D) item vectors, mapped by `map_behaviors`.
+            behaviors: (B, L, W) item vectors, mapped by `map_behaviors`.
             windows: the rest of the same windows.
+            previous: (B, K, D) float32 interests to start routing from; zero for none.
 
         Returns:
             (B, K, D) float32 interest vectors, zero where unused, and the (B, L, K) float32 routing weights.
         """
-        config = self.config
-        strengths = windows.strengths
-        length = windows.rows.shape[1]
-        if config.recency:
-            strengths = strengths * self.recency[:length].flip(0).exp()
-        capsules, weights = route(
-            behaviors,
-            strengths,
-            self.logits[windows.rows],
-            windows.counts,
-            rounds=config.rounds,
-            accumulate=config.accumulate_logits,
-            scale=config.agreement_scale,
-        )
+        capsules, weights = self._extract(behaviors, windows, previous)
         vectors = self._finish(capsules, self.profile(windows.profile_rows, windows.profile_numbers))
-        used = torch.arange(config.interests, device=vectors.device) < windows.counts.unsqueeze(-1)  # (B, K)
+        used = used_slots(windows.counts, interests=self.config.interests)
         return vectors * used.unsqueeze(-1), weights
+
+    def _extract(self, behaviors: Tensor, windows: WindowTensors, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        count, length = windows.rows.shape
+        if not count or not length:
+            slots = self.config.interests
+            return behaviors.new_zeros(count, slots, self.config.dimensions), behaviors.new_zeros(count, length, slots)
+        strengths = windows.strengths
+        if self.config.recency:
+            strengths = strengths * self.recency[:length].flip(0).exp()
+        capsules, weights = self.extractor(behaviors, strengths, windows.rows, windows.counts, previous)
+        return capsules, weights
 
     def _finish(self, capsules: Tensor, profiles: Tensor) -> Tensor:
         hidden = torch.cat([profiles.unsqueeze(1).expand(-1, capsules.shape[1], -1), capsules], dim=-1)
@@ -186,8 +188,9 @@ def attend(interests: Tensor, used: Tensor, targets: Tensor, *, power: float) ->
 class InterestModel:
     """One trained model, read-only: windows to interests, items to vectors.
 
-    Every method may be called from any thread. S is folded into the item table once, here, so a window costs one
-    gather. Results depend on the user or item alone: not on the batch, its padding, the process or earlier calls.
+    Every method may be called from any thread. What the extractor does to each item alone (S, in MIND) is folded into
+    the item table once, here, so a window costs one gather. Results depend on the user or item alone: not on the
+    batch, its padding, the process or earlier calls.
     """
 
     def __init__(self, network: MindNetwork, vocabulary: Vocabulary, *, device: str = "cpu") -> None:
@@ -200,18 +203,47 @@ class InterestModel:
             self._items = self._network.pool_items(rows)  # (N + 1, D)
             self._behaviors = self._network.map_behaviors(self._items)  # (N + 1, D)
 
-    def interests(self, users: Sequence[UserInput]) -> Interests:
-        """Return the interests of *users*; one without a known, positive click has none in use and zero vectors."""
+    def interests(self, users: Sequence[UserInput], *, previous: np.ndarray | None = None) -> Interests:
+        """Return the interests of *users*; one without a known, positive click has none in use and zero vectors.
+
+        Args:
+            users: B windows and profiles.
+            previous: (B, K, D) float32 interests that the users had before, zero for none, for `mind` to start from;
+                then the answer depends on them too. None: on the windows alone.
+        """
         batch, positions = encode_windows(users, self.vocabulary, self.config)
+        vectors, mask, weights = self.extract(batch, previous=previous)
+        return Interests(vectors=vectors, mask=mask, routing_weights=weights, positions=positions)
+
+    def user_vectors(
+        self, windows: Sequence[Sequence[str]], profiles: Sequence[Mapping[str, str | float]] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (B, K, D) float32 interests of B windows and their (B, K) bool mask, True for those in use.
+
+        Args:
+            windows: clicked item ids, the oldest first; ids that training never saw are skipped.
+            profiles: one a window; None: all unknown.
+        """
+        known = profiles if profiles is not None else [{}] * len(windows)
+        users = [UserInput(window, profile=profile) for window, profile in zip(windows, known, strict=True)]
+        found = self.interests(users)
+        return found.vectors, found.mask
+
+    def extract(
+        self, batch: WindowBatch, *, previous: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return vectors, mask and weights, as in `Interests`, of windows that are arrays already.
+
+        Raises:
+            InvalidInput: a row is no item's.
+        """
+        _check_rows(batch.rows, items=len(self.vocabulary.item_ids))
         windows = WindowTensors.of(batch, self._device)
+        before = None if previous is None else torch.from_numpy(previous).to(self._device)
         with torch.inference_mode():
-            vectors, weights = self._network(self._behaviors[windows.rows], windows)
-        return Interests(
-            vectors=vectors.cpu().numpy(),
-            mask=np.arange(self.config.interests) < batch.counts[:, None],
-            routing_weights=weights.cpu().numpy(),
-            positions=positions,
-        )
+            vectors, weights = self._network(self._behaviors[windows.rows], windows, before)
+        mask = np.arange(self.config.interests) < batch.counts[:, None]
+        return vectors.cpu().numpy(), mask, weights.cpu().numpy()
 
     def item_vectors(self, items: Sequence[ItemInput]) -> np.ndarray:
         """Return the (N, D) float32 vectors of *items* as the catalog describes them now.
@@ -235,7 +267,7 @@ class InterestModel:
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
         """Return config, vocabulary (both plain JSON values) and tensors: all that `load_parts` needs."""
-        tensors = {name: tensor.cpu().numpy().copy() for name, tensor in self._network.state_dict().items()}
+        tensors = {name: tensor.cpu().numpy().copy() for name, tensor in _stored_tensors(self._network).items()}
         return self.config.to_dict(), self.vocabulary.to_dict(), tensors
 
     @classmethod
@@ -264,14 +296,30 @@ class InterestModel:
         field_rows = torch.zeros(len(words.item_ids) + 1, len(words.item_fields), dtype=torch.int64)
         network = MindNetwork(mind_config, words, field_rows)
         _check_tensors(tensors, network, words, version)
-        network.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+        with torch.no_grad():
+            for name, tensor in _stored_tensors(network).items():
+                tensor.copy_(torch.from_numpy(np.array(tensors[name])))
         return cls(network, words, device=device)
+
+
+def _check_rows(rows: np.ndarray, *, items: int) -> None:
+    # On a GPU a row out of range ends the whole process.
+    if rows.dtype != np.int64:
+        raise InvalidInput("WindowBatch.rows", got=str(rows.dtype), expected="int64")
+    if rows.size and (rows.min() < 0 or rows.max() > items):
+        got = int(rows.min() if rows.min() < 0 else rows.max())
+        raise InvalidInput("an item row of a WindowBatch", got=got, expected=f"from 0 to {items}")
+
+
+def _stored_tensors(network: MindNetwork) -> dict[str, Tensor]:
+    """Return the tensors of *network* by the names they are stored under."""
+    return {name.removeprefix(UNSTORED_PREFIX): tensor for name, tensor in network.state_dict().items()}
 
 
 def _check_tensors(
     tensors: Mapping[str, np.ndarray], network: MindNetwork, vocabulary: Vocabulary, version: str
 ) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in _stored_tensors(network).items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | got.keys()):
         if got.get(name) != expected.get(name):

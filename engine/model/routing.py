@@ -62,6 +62,23 @@ def _form(behaviors: Tensor, strengths: Tensor, logits: Tensor, unused: Tensor) 
     return squash(torch.bmm(weights.transpose(1, 2), behaviors)), weights  # u_j
 
 
+def warm_logits(behaviors: Tensor, logits: Tensor, previous: Tensor, *, scale: float) -> Tensor:
+    """Return starting logits that lead the clicks back to the interests that a user had before.
+
+    Not in the paper. With it interests move less from click to click, and depend on the clicks that are gone too.
+
+    Args:
+        behaviors: (B, L, D) float32, already mapped by S.
+        logits: (B, L, K) float32, the seeded ones, which a slot without a previous interest starts from.
+        previous: (B, K, D) float32 interest vectors, zero for a slot that was not in use or died.
+        scale: factor on the agreement with a previous interest's direction.
+    """
+    lengths = previous.norm(dim=-1)  # (B, K)
+    directions = previous / lengths.clamp(min=torch.finfo(previous.dtype).tiny).unsqueeze(-1)
+    agreement = torch.bmm(behaviors, directions.transpose(1, 2)) * scale  # (B, L, K)
+    return torch.where((lengths > 0).unsqueeze(1), agreement, logits)
+
+
 def squash(vectors: Tensor) -> Tensor:
     """Shrink lengths into [0, 1) and keep directions; (..., D) in, float32 (..., D) out."""
     vectors = vectors.float()

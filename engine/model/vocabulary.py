@@ -8,6 +8,7 @@ weights as plain JSON values.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+
+from engine.errors import InvalidInput
 
 MAX_FIELDS = 32
 """Item fields and profile attributes beyond the commonest 32 of each are ignored."""
@@ -56,7 +59,13 @@ class Field:
 
     @classmethod
     def of(cls, name: str, seen: Sequence[Value]) -> Self:
-        """Return the field that training saw as *seen*; it is a number where most of the values are."""
+        """Return the field that training saw as *seen*; it is a number where most of the values are.
+
+        Raises:
+            InvalidInput: one of the numbers is NaN.
+        """
+        for value in seen:
+            _check_number(name, value)
         numbers = np.array([value for value in seen if not isinstance(value, str)], dtype=np.float64)
         numbers = numbers.clip(-LARGEST, LARGEST)
         if len(numbers) * 2 > len(seen):
@@ -79,15 +88,25 @@ class Field:
         return len(self.edges) + 1 if self.is_number else len(self.values)
 
     def row(self, value: Value | None) -> int:
-        """Return the row of *value*; 0 where it is absent, unseen or of the other kind."""
+        """Return the row of *value*; 0 where it is absent, unseen or of the other kind.
+
+        Raises:
+            InvalidInput: *value* is NaN.
+        """
         if value is None or isinstance(value, str) == self.is_number:
             return 0
         if isinstance(value, str):
             return self._rows.get(value, 0)
+        _check_number(self.name, value)
         return 1 + int(np.searchsorted(self.edges, value, side="right"))
 
     def standardize(self, value: float) -> float:
-        """Return a number in deviations from the mean, held within `FARTHEST`."""
+        """Return a number in deviations from the mean, held within `FARTHEST`.
+
+        Raises:
+            InvalidInput: *value* is NaN.
+        """
+        _check_number(self.name, value)
         return min(max((value - self.mean) / self.deviation, -FARTHEST), FARTHEST)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,6 +198,11 @@ def item_values(item: ItemInput) -> dict[str, Value]:
     values: dict[str, Value | None] = {"category": item.category, "brand": item.brand, "shop": item.shop}
     values |= {f"features.{name}": value for name, value in item.features.items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_number(name: str, value: Value) -> None:
+    if not isinstance(value, str) and math.isnan(value):
+        raise InvalidInput(f"field {name}", got=value, expected="a text or a number")
 
 
 def _fields(described: Iterable[Mapping[str, Value]]) -> tuple[Field, ...]:

@@ -1,11 +1,9 @@
-"""Small models with random weights, and a float64 twin of routing in plain loops."""
+"""Small models with random weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from engine.model import InterestModel, ItemInput, MindConfig, UserInput, Vocabulary
@@ -40,26 +38,3 @@ def make_model(config: MindConfig = SMALL, *, seed: int = 0) -> InterestModel:
 
 def make_user(*item_ids: str, country: str = "FR") -> UserInput:
     return UserInput(item_ids=item_ids, profile={"country": country, "age": 30.0})
-
-
-def route_by_loops(
-    behaviors: np.ndarray, logits: np.ndarray, strengths: Sequence[float], count: int, *, rounds: int, accumulate: bool
-) -> np.ndarray:
-    """Algorithm 1 for one window without padding: (L, D) behaviors and (L, K) logits in, (K, D) capsules out."""
-    length, slots = logits.shape
-    starting = [[float(logits[i, j]) for j in range(slots)] for i in range(length)]
-    capsules = np.zeros((slots, behaviors.shape[1]))
-    for _ in range(rounds):
-        sums = np.zeros_like(capsules)
-        for i in range(length):
-            whole = sum(math.exp(starting[i][j]) for j in range(count))
-            for j in range(count):
-                sums[j] += math.exp(starting[i][j]) / whole * strengths[i] * behaviors[i]
-        for j in range(slots):
-            norm = math.sqrt(float(sums[j] @ sums[j]))
-            capsules[j] = sums[j] * norm / (1 + norm**2)
-        for i in range(length):
-            for j in range(count):
-                agreement = float(behaviors[i] @ capsules[j])
-                starting[i][j] = starting[i][j] + agreement if accumulate else agreement
-    return capsules

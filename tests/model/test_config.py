@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from engine.errors import ConfigError
 from engine.model import MindConfig
+from tests.model.mind_builders import SMALL, make_model, make_user
 
 
 def test_a_config_survives_json() -> None:
@@ -29,8 +31,31 @@ def test_a_config_survives_json() -> None:
         ("recency", 1),
         ("interests", 2.5),
         ("made_up", 1),
+        ("extractor", 3),
+        ("agreement_scale", math.inf),
+        ("interest_scale", math.inf),
     ],
 )
 def test_a_wrong_value_is_named(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=field):
         MindConfig.from_dict({field: value})
+
+
+def test_a_config_of_a_newer_build_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"MindConfig\.heads must be left out, .*; a newer build wrote it"):
+        MindConfig.from_dict(MindConfig().to_dict() | {"heads": 2})
+
+
+def test_a_config_of_an_older_build_takes_the_defaults() -> None:
+    older = MindConfig(rounds=2).to_dict()
+    del older["extractor"]
+
+    assert MindConfig.from_dict(older) == MindConfig(rounds=2)
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 7)])
+def test_interests_have_the_length_of_item_vectors_whatever_the_hidden_sizes(hidden: tuple[int, ...]) -> None:
+    model = make_model(replace(SMALL, hidden=hidden))
+
+    assert model.interests([make_user("i1")]).vectors.shape == (1, 4, SMALL.dimensions)
+    assert model.all_item_vectors()[1].shape == (20, SMALL.dimensions)

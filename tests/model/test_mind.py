@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import IncompatibleVersion
-from engine.model import InterestModel, ItemInput, UserInput
+from engine.errors import IncompatibleVersion, InvalidInput
+from engine.model import InterestModel, ItemInput, UserInput, Vocabulary
+from engine.model.features import encode_windows
 from engine.model.mind import attend
-from tests.model.mind_builders import SMALL, make_model, make_user, route_by_loops
+from tests.model import oracle
+from tests.model.mind_builders import SMALL, make_model, make_user
 
 LONG = tuple(f"i{number}" for number in range(1, 10))
 
@@ -24,13 +26,12 @@ def test_interests_equal_the_published_equations_in_plain_loops() -> None:
     weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     known, items = model.all_item_vectors()
     rows = [known.index(item) for item in LONG]
-    logits = np.stack([model._network.logits[row + 1].numpy() for row in rows])
+    logits = np.stack([model._network.extractor.logits[row + 1].numpy() for row in rows])
 
     got = model.interests([make_user(*LONG, country="UK")])
 
-    capsules = route_by_loops(
-        items[rows].astype(np.float64) @ weights["shared_map"], logits, [1.0] * 9, 3, rounds=3, accumulate=False
-    )
+    behaviors = items[rows].astype(np.float64) @ weights["shared_map"]
+    capsules, _ = oracle.route(behaviors.tolist(), logits.tolist(), [1.0] * 9, 3, rounds=3, accumulate=False)
     country = next(field for field in vocabulary["profile_fields"] if field["name"] == "country")
     # The attributes stand in order of name: age has rows 0 and 1, country follows.
     of_age = weights["profile.values.weight"][1]  # 30 is the mean of 20 and 40, so the direction adds nothing
@@ -258,6 +259,81 @@ def test_attention_weighs_the_interests_in_use_by_their_scores(power: float) -> 
     raised = [1.0, 0.0] if math.isinf(power) else [math.exp(power * score) for score in scores]
     weights = np.array(raised) / sum(raised)
     np.testing.assert_allclose(got[0].numpy(), weights @ interests[0, :2].numpy(), atol=1e-6)
+
+
+def test_user_vectors_are_the_interests_of_windows_and_profiles() -> None:
+    model = make_model()
+    windows, profiles = [LONG, ("i1", "never seen"), ()], [{"country": "UK"}, {}, {}]
+
+    vectors, mask = model.user_vectors(windows, profiles)
+
+    found = model.interests([UserInput(window, profile=of) for window, of in zip(windows, profiles, strict=True)])
+    np.testing.assert_array_equal(vectors, found.vectors)
+    np.testing.assert_array_equal(mask, found.mask)
+    np.testing.assert_array_equal(model.user_vectors(windows[1:])[0], vectors[1:])
+
+
+def test_arrays_of_windows_give_what_their_users_give() -> None:
+    model = make_model()
+    users = [make_user(*LONG), UserInput([])]
+    batch, _ = encode_windows(users, model.vocabulary, model.config)
+
+    vectors, mask, weights = model.extract(batch)
+
+    found = model.interests(users)
+    np.testing.assert_array_equal(vectors, found.vectors)
+    np.testing.assert_array_equal(mask, found.mask)
+    np.testing.assert_array_equal(weights, found.routing_weights)
+
+
+def test_numbers_of_a_profile_change_the_interests_and_lie_within_bounds() -> None:
+    model = make_model()
+
+    young, old, ancient, oldest = model.user_vectors(
+        [("i1",)] * 4, [{"age": age} for age in (20.0, 40.0, 1e9, math.inf)]
+    )[0]
+
+    assert np.abs(young - old).max() > 1e-3
+    np.testing.assert_array_equal(ancient, oldest)
+
+
+def test_nan_in_an_input_is_refused_by_name() -> None:
+    model = make_model(replace(SMALL, weight_power=1.0))
+
+    with pytest.raises(InvalidInput, match="field age must be a text or a number, got nan"):
+        model.user_vectors([("i1",)], [{"age": math.nan}])
+    with pytest.raises(InvalidInput, match="the weight of a click"):
+        model.interests([UserInput(["i1"], [math.nan])])
+    with pytest.raises(InvalidInput, match=r"field features\.price"):
+        model.item_vectors([ItemInput("i1", features={"price": math.nan})])
+    with pytest.raises(InvalidInput, match=r"field features\.size"):
+        Vocabulary.build(["a"], {"a": ItemInput("a", features={"size": math.nan})}, [])
+
+
+@pytest.mark.parametrize("row", [-1, 21])
+def test_rows_that_are_no_items_are_refused(row: int) -> None:
+    model = make_model()
+    batch, _ = encode_windows([make_user(*LONG)], model.vocabulary, model.config)
+
+    with pytest.raises(InvalidInput, match=f"item row of a WindowBatch must be from 0 to 20, got {row}"):
+        model.extract(replace(batch, rows=np.full_like(batch.rows, row)))
+    with pytest.raises(InvalidInput, match="int64, got 'int32'"):
+        model.extract(replace(batch, rows=batch.rows.astype(np.int32)))
+
+
+def test_interests_keep_their_places_when_routing_starts_from_the_previous_ones() -> None:
+    model = make_model(replace(SMALL, agreement_scale=30.0, dynamic_interests=False))
+    user, nobody = make_user(*LONG), UserInput([])
+    before = model.interests([user, nobody]).vectors
+    swapped = before[:, [1, 0, 2, 3]].copy()
+
+    cold = model.interests([user, nobody], previous=np.zeros_like(before))
+    warm = model.interests([user, nobody], previous=swapped)
+
+    np.testing.assert_array_equal(cold.vectors, before)
+    assert not warm.vectors[1].any()
+    own, other = (float(warm.vectors[0, 0] @ swapped[0, slot]) for slot in (0, 1))
+    assert own > other
 
 
 def test_the_package_needs_only_torch_safetensors_and_numpy() -> None:

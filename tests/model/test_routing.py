@@ -7,33 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.model.routing import count_interests, route, squash, starting_logits
-from tests.model.mind_builders import route_by_loops
+from engine.model.routing import count_interests, route, squash, starting_logits, warm_logits
 
 
 def draw(windows: int, length: int, slots: int, size: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     behaviors = torch.randn(windows, length, size, generator=generator)
     return behaviors, torch.randn(windows, length, slots, generator=generator)
-
-
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_routing_equals_algorithm_1_in_plain_loops(accumulate: bool, count: int) -> None:
-    behaviors, logits = draw(1, 7, 3, 5)
-    strengths = torch.tensor([[0.2, 1.0, 0.5, 3.0, 1.0, 0.7, 1.0]])
-
-    capsules, _ = route(behaviors, strengths, logits, torch.tensor([count]), rounds=3, accumulate=accumulate)
-
-    expected = route_by_loops(
-        behaviors[0].double().numpy(),
-        logits[0].double().numpy(),
-        strengths[0].tolist(),
-        count,
-        rounds=3,
-        accumulate=accumulate,
-    )
-    np.testing.assert_allclose(capsules[0].numpy(), expected, atol=1e-5)
 
 
 def test_each_behavior_spreads_a_weight_of_one_over_the_interests_in_use() -> None:
@@ -117,16 +97,6 @@ def test_squash_of_half_precision_stays_finite_in_float32() -> None:
     assert torch.isfinite(got).all()
 
 
-@pytest.mark.parametrize(
-    ("distinct", "expected"), [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (7, 2), (8, 3), (15, 3), (16, 4), (40, 4)]
-)
-def test_interest_count_is_the_whole_logarithm_of_the_distinct_items(distinct: int, expected: int) -> None:
-    rows = np.zeros((1, 50), dtype=np.int64)
-    rows[0, 50 - distinct :] = np.arange(1, distinct + 1)
-
-    assert count_interests(rows, interests=4, dynamic=True).tolist() == [expected]
-
-
 def test_repeated_clicks_add_no_interest() -> None:
     rows = np.array([[5, 5, 2, 5, 2, 2, 5, 5], [1, 2, 3, 4, 5, 6, 7, 8]])
 
@@ -170,3 +140,19 @@ def test_starting_logits_are_the_same_in_another_process() -> None:
 
 def test_no_items_have_no_starting_logits() -> None:
     assert starting_logits([], interests=4, seed=7).shape == (1, 4)
+
+
+def test_warm_logits_lead_to_the_previous_interests_and_seed_the_slots_that_had_none() -> None:
+    behaviors = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    seeded = torch.tensor([[[0.3, 0.4, 0.5], [0.6, 0.7, 0.8]]])
+    previous = torch.tensor([[[8.0, 0.0], [0.0, 0.0], [0.0, 0.5]]])
+
+    logits = warm_logits(behaviors, seeded, previous, scale=10.0)
+
+    assert logits.tolist() == [[[10.0, pytest.approx(0.4), 0.0], [0.0, pytest.approx(0.7), 20.0]]]
+
+
+def test_warm_logits_without_previous_interests_are_the_seeded_ones() -> None:
+    behaviors, seeded = draw(2, 5, 3, 4)
+
+    assert torch.equal(warm_logits(behaviors, seeded, torch.zeros(2, 3, 4), scale=30.0), seeded)
