@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
@@ -22,6 +23,11 @@ ROOT = Path(__file__).parent.parent
 _PORTS = itertools.cycle(range(20_000, 32_000))
 for _ in range(os.getpid() * 101 % 12_000):
     next(_PORTS)
+
+
+# A busy machine is no fault of a property: only what it finds counts, not how long it takes.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 
 class ByFile(LoadFileScheduling):

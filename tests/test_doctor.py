@@ -132,11 +132,12 @@ def test_listener_that_is_turned_off_needs_no_port(settings: Settings):
 
 async def test_query_service_with_a_token_is_known_as_ours(settings: Settings, tmp_path: Path):
     settings = settings.model_copy(update={"serve_port": free_port(), "api_token": SecretStr("correct-horse-battery")})
-    serving = asyncio.create_task(serve(settings, listen(settings)))
-    try:
-        checks = by_name(await asyncio.to_thread(check_setup, settings))
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+    with listen(settings) as listener:
+        serving = asyncio.create_task(serve(settings, listener))
+        try:
+            checks = by_name(await asyncio.to_thread(check_setup, settings))
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
 
     assert checks[f"port {settings.serve_port}"].detail == "in use by MindStream (MINDSTREAM_SERVE_PORT)"
