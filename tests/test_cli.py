@@ -19,6 +19,7 @@ COMMANDS = [
     "train",
     "replay",
     "simulate",
+    "evaluate",
     "audit",
     "doctor",
     "topics",
