@@ -116,13 +116,19 @@ def tuned_ease(
 CountsOf = Callable[[Part], Cooccurrence]
 
 
-def chosen_rows(counts: Cooccurrence) -> np.ndarray:
-    """Return the (M,) int64 ascending rows of the items in the square: all of them, or the most clicked."""
+def chosen_rows(counts: Cooccurrence, *, most: int = MOST_ITEMS, kept: int = KEPT_ITEMS) -> np.ndarray:
+    """Return the (M,) int64 ascending rows of the items in the square: all up to *most*, else the *kept* most clicked.
+
+    Args:
+        counts: how many users clicked each item.
+        most: up to so many items all are taken.
+        kept: of more items so many.
+    """
     items = len(counts.users) - 1
-    if items <= MOST_ITEMS:
+    if items <= most:
         return np.arange(1, items + 1)
     by_count = np.argsort(-counts.users[1:], kind="stable") + 1
-    return np.sort(by_count[:KEPT_ITEMS])
+    return np.sort(by_count[:kept])
 
 
 def invert(counts: Cooccurrence, rows: np.ndarray, *, ridge: float) -> np.ndarray:
