@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -76,6 +77,8 @@ def _check(options: BenchOptions) -> None:
         raise ConfigError("--preset", got=options.preset, expected=f"one of {', '.join(PRESETS)}")
     if not 0.0 <= options.withhold < 1.0:
         raise ConfigError("--withhold", got=options.withhold, expected="a share from 0 to below 1")
+    if options.max_seconds is not None and not 0.0 < options.max_seconds < math.inf:
+        raise ConfigError("--max-seconds", got=options.max_seconds, expected="a number of seconds above 0")
     if options.export is not None and options.only == "baselines":
         raise ConfigError("--export", got=str(options.export), expected="left out with --only baselines")
     if options.plots is not None:

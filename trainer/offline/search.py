@@ -62,8 +62,8 @@ def answer(
     for start, batch in chunks(questions, items):
         scores = method.scores(batch)
         scores[:, 0] = -torch.inf
-        if torch.isnan(scores).any():
-            bad = int(torch.isnan(scores).any(dim=1).sum())
+        bad = int(torch.isnan(scores.amax(dim=1)).sum())  # the greatest of a row with a NaN is NaN
+        if bad:
             raise UnusableInterests(f"({method.name}, being evaluated)", users=bad, of=len(batch))
         kept[start : start + len(batch)] = top_rows(scores, top)
         excluded[start : start + len(batch)] = top_rows(mask_histories(scores, batch), top)
@@ -103,7 +103,7 @@ def top_rows(scores: Tensor, count: int) -> np.ndarray:
     # topk breaks ties as it likes: where more items than fit score like the last one, the rows are ranked exactly.
     tied = ((scores >= values[:, -1:]).sum(dim=1) > found) & (values[:, -1] > -torch.inf)
     if tied.any():
-        rows[tied] = _exact_rows(scores[tied], found)
+        rows[tied] = _exact_rows(scores[tied], values[tied])
         values[tied] = scores[tied].gather(1, rows[tied])
     rows, order = rows.sort(dim=1)
     values, by_score = values.gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -113,9 +113,15 @@ def top_rows(scores: Tensor, count: int) -> np.ndarray:
     return answer
 
 
-def _exact_rows(scores: Tensor, count: int) -> Tensor:
-    """Return the positions of the greatest scores, ties by ascending position, through one whole-number key each."""
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0: they are a tie
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    keys = ordered * 2**32 + (2**32 - 1 - torch.arange(scores.shape[1]))
-    return torch.topk(keys, count, dim=1).indices
+def _exact_rows(scores: Tensor, least: Tensor) -> Tensor:
+    """Return the (B, count) ascending positions of what is above *least*, and of the first that equal it.
+
+    Args:
+        scores: (B, N) float32.
+        least: (B, count) float32, the greatest values of each row, descending.
+    """
+    edge = least[:, -1:]
+    above, equal = scores > edge, scores == edge
+    missing = least.shape[1] - above.sum(dim=1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
+    return chosen.nonzero()[:, 1].view(len(scores), least.shape[1])

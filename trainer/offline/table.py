@@ -17,8 +17,8 @@ from trainer.offline.options import BenchOptions
 from trainer.offline.results import Row, known_figure
 from trainer.offline.sets import OfflineSet
 
-LEAST_WIDTH = 150
-"""Columns of the tables where the output is no terminal."""
+FULL_WIDTH = 170
+"""Columns that the tables need with standard errors; a narrower terminal is shown the means alone."""
 LENGTH_BINS = 4
 """Histories are told apart by length in so many groups of equal share."""
 
@@ -26,11 +26,12 @@ LENGTH_BINS = 4
 def show(console: Console, rows: Sequence[Row], *, made: OfflineSet, options: BenchOptions) -> None:
     """Print the tables of *rows*: figures, the model's differences to the others, its interests, cold items."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=max(LEAST_WIDTH, console.width))
+        console = Console(file=console.file, width=max(FULL_WIDTH, console.width), quiet=console.quiet)
     questions = made.questions(valid=options.valid)
     part = "valid" if options.valid else "test"
     title = f"{made.name}, {made.split}, {len(questions):,} {part} questions, {made.item_count:,} items"
-    console.print(_figures(rows, title=title, sessions=made.split == "next-click"))
+    with_errors = console.width >= FULL_WIDTH
+    console.print(_figures(rows, title=title, sessions=made.split == "next-click", with_errors=with_errors))
     models = [row for row in rows if row.is_model]
     if models and len(rows) > 1:
         console.print(_differences(models, rows))
@@ -94,7 +95,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         raise SourceError(path, problem=f"can't be written: {error}", remedy="choose another place") from error
 
 
-def _figures(rows: Sequence[Row], *, title: str, sessions: bool) -> Table:
+def _figures(rows: Sequence[Row], *, title: str, sessions: bool, with_errors: bool) -> Table:
     table = Table(title=f"{title}; history left out unless it says kept", title_justify="left")
     table.add_column("method", no_wrap=True)
     names = ["R@20", "R@50", "HR@50", "NDCG@50", *(["MRR@20"] if sessions else []), "R@50 kept"]
@@ -106,6 +107,8 @@ def _figures(rows: Sequence[Row], *, title: str, sessions: bool) -> Table:
         found += [excluded["mrr_at_20"]] if sessions else []
         found += [kept["recall_at_50"], *([kept["recall_at_20"], kept["mrr_at_20"]] if sessions else [])]
         cells = [_cell(known_figure(values)) for values in found]
+        if not with_errors:
+            cells = [cell.split()[0] for cell in cells]
         coverage = float(np.mean([run.coverage for run in row.runs]))
         seconds = float(np.mean([run.seconds for run in row.runs]))
         table.add_row(row.name, *cells, f"{coverage:.3f}", f"{seconds:.0f}")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +24,8 @@ from trainer.offline.options import BenchOptions
 from trainer.offline.plots import check_plots
 from trainer.offline.run import run_bench
 from trainer.offline.splits import Split
+
+ROOT = Path(__file__).parents[3]
 
 
 def parted_text() -> Iterator[str]:
@@ -146,6 +153,42 @@ def test_an_export_without_a_model_is_refused(data: Path, tmp_path: Path) -> Non
         run_bench(Settings(cache_dir=tmp_path), options, console=quiet())
 
 
+def test_a_narrow_terminal_is_shown_means_and_a_wide_one_errors_too(data: Path, tmp_path: Path) -> None:
+    options = options_for(data, only="model", interests=(2,))
+    shown = {}
+    for width in (100, 200):
+        console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+        run_bench(Settings(cache_dir=tmp_path), options, console=console)
+        shown[width] = next(line for line in console.file.getvalue().splitlines() if "\u2502 recommended K=2" in line)
+
+    assert "±" not in shown[100]
+    assert "…" not in shown[100]
+    assert "±" in shown[200]
+
+
+def test_an_interrupted_run_ends_with_130_and_leaves_no_file(data: Path, tmp_path: Path) -> None:
+    command = ["evaluate", "--data", str(data), "--split", "comirec", "--preset", "paper", "--only", "model"]
+    files = ["--json", str(tmp_path / "out.json"), "--export", str(tmp_path / "v.npz")]
+    environment = os.environ | {"MINDSTREAM_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine.cli", *command, *files, "--max-seconds", "100"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any("paper K=4, seed 7" in line for line in process.stdout)
+
+    process.send_signal(signal.SIGINT)
+    _rest, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -153,6 +196,7 @@ def test_an_export_without_a_model_is_refused(data: Path, tmp_path: Path) -> Non
         (["--data", "tastes.txt", "--split", "time"], 2, "--split must be comirec for tastes"),
         (["--data", "tastes.txt", "--split", "comirec", "--extractor", "x"], 2, "extractor"),
         (["--data", "tastes.txt", "--split", "comirec", "--seed", "1", "--seeds", "2"], 2, "--seeds must be"),
+        (["--data", "tastes.txt", "--split", "comirec", "--max-seconds", "inf"], 2, "--max-seconds must be a number"),
         (["--data", "empty.txt", "--split", "comirec"], 1, "empty.txt: is empty; give a file with"),
         (["--data", "bad.txt", "--split", "comirec"], 1, "line 1 has item row 0"),
     ],
