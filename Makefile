@@ -20,7 +20,7 @@ preflight:
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev,plots]'
 	@touch $@
 
 setup: preflight $(VENV)/.installed ## Create .venv, install what is locked, fetch the broker's jars
@@ -54,7 +54,7 @@ bench: setup ## Run the benchmarks and print their figures
 	@for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench; done
 
 lock: $(VENV)/.installed ## Write requirements.lock anew from pyproject.toml
-	@$(BIN)/pip-compile --quiet --extra dev --strip-extras --allow-unsafe --no-header --no-annotate \
+	@$(BIN)/pip-compile --quiet --extra dev --extra plots --strip-extras --allow-unsafe --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.tmp pyproject.toml
 	@{ echo "# Every version this project is tested with; 'make lock' writes it. torch brings the CUDA libraries of its build."; \
 	  grep -vE '^(nvidia-|cuda-|triton|setuptools|pip=|# The following)' requirements.tmp; } > requirements.lock && rm requirements.tmp

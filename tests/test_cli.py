@@ -25,6 +25,7 @@ COMMANDS = [
     "train",
     "replay",
     "simulate",
+    "evaluate",
     "audit",
     "doctor",
     "topics",

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "engine.sending": LEAVES | {"engine.replay", "engine.simulate", "engine.sources"},
     "engine.audit": {"engine.errors", "engine.settings", "engine.audit"},
     "trainer": LEAVES | {"engine.model", "engine.ann", "engine.recall", "trainer"},
+    "trainer.offline": LEAVES | {"engine.model", "engine.recall", "engine.sources", "trainer"},
 }
 LIBRARY_OWNERS = {
     "faust": {"engine.streams"},
@@ -57,6 +58,7 @@ LIBRARY_OWNERS = {
     "starlette": {"engine.serving"},
     "uvicorn": {"engine.serving"},
     "pyarrow": {"engine.sources"},
+    "matplotlib": {"trainer.offline.plots"},
     "jgo": {"engine.streams"},
     "fsspec": {"engine.model.registry"},
     "psutil": {"engine.streams"},
