@@ -65,10 +65,14 @@ def tasteful_clicks(count: int = 2_400, *, seed: int = 5, after_ms: int = NOON_M
     return clicks
 
 
-def send(settings: Settings, clicks: Sequence[ClickEvent]) -> None:
+def send(settings: Settings, events: Sequence[ClickEvent] | Sequence[ItemEvent]) -> None:
     producer = kafka.KafkaProducer(**settings.kafka_client_options(), acks="all")
-    for click in clicks:
-        producer.send(settings.topic("clicks"), key=click.user_id.encode(), value=encode_click(click))
+    for event in events:
+        if isinstance(event, ClickEvent):
+            topic, key, value = "clicks", event.user_id, encode_click(event)
+        else:
+            topic, key, value = "items", event.item_id, encode_item(event)
+        producer.send(settings.topic(topic), key=key.encode(), value=value)
     producer.flush()
     producer.close()
 
@@ -289,7 +293,7 @@ def test_first_version_knows_features_of_items_and_attributes_of_profiles(settin
         for item in sorted({click.item_id for click in clicks})
     ]
     send(settings, lands)
-    send_items(settings, catalog)
+    send(settings, catalog)
 
     run_training(settings, display=quiet()[0])
 
@@ -299,14 +303,6 @@ def test_first_version_knows_features_of_items_and_attributes_of_profiles(settin
     assert [field.name for field in model.vocabulary.profile_fields] == ["country"]
     new = model.item_vectors([ItemInput("new", features={"price_band": "3"}), ItemInput("new", category="t2")])
     assert (np.abs(new).max(axis=1) > 0).all()
-
-
-def send_items(settings: Settings, catalog: Sequence[ItemEvent]) -> None:
-    producer = kafka.KafkaProducer(**settings.kafka_client_options(), acks="all")
-    for item in catalog:
-        producer.send(settings.topic("items"), key=item.item_id.encode(), value=encode_item(item))
-    producer.flush()
-    producer.close()
 
 
 @pytest.mark.kafka
