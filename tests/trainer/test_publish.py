@@ -117,7 +117,7 @@ def test_version_that_is_unknown_or_damaged_is_not_promoted(settings: Settings):
 @pytest.mark.kafka
 def test_model_with_numbers_that_are_not_finite_is_neither_written_nor_announced(settings: Settings):
     parts = parts_of()
-    name = next(name for name, tensor in parts.tensors.items() if tensor.ndim == 2)
+    name = "item_ids.weight"
     parts.tensors[name][1, 1] = np.nan
 
     with pytest.raises(DamagedVersion, match=name):
