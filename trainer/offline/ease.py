@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +25,20 @@ from torch.nn import functional
 from trainer.offline.baselines import ItemCf, decayed
 from trainer.offline.cooccurrence import Cooccurrence
 from trainer.offline.metrics import judge
-from trainer.offline.search import Answers, answer, flat_histories
+from trainer.offline.search import TOP, chunks, flat_histories, mask_histories, top_rows
 from trainer.offline.sets import Part, Question
 
 LAMBDAS = (30.0, 100.0, 300.0, 1_000.0, 2_000.0, 4_000.0)
 FIRST_LAMBDA = 2
 DECAYS = (0.7, 0.8, 0.9, 1.0)
 REST_WEIGHTS = (0.1, 0.3, 1.0)
+FIRST_REST_WEIGHT = 0.3
+"""Under which the decays are compared."""
 MOST_ITEMS = 30_000
 KEPT_ITEMS = 20_000
-TUNING_QUESTIONS = 3_000
-"""Of more valid questions every so-manieth is taken."""
-FORMAT = 1
+MOST_QUESTIONS, TUNING_QUESTIONS = 5_000, 2_000
+"""Up to 5,000 valid questions all are asked; of more, every so-manieth, which makes at most 2,000."""
+FORMAT = 2
 """Of what lies in the cache."""
 
 Say = Callable[[str], None]
@@ -62,11 +64,11 @@ class Ease:
         """Keep *square*, (M, M) float32 B of the items in *rows*, (M,) int64 ascending."""
         self._square = torch.from_numpy(square)
         self._rows = torch.from_numpy(rows)
-        self._choice, self._items = choice, len(counts.users) - 1
-        self._place = np.full(self._items + 1, -1, dtype=np.int64)
+        self._choice, self.item_count = choice, len(counts.users) - 1
+        self._place = np.full(self.item_count + 1, -1, dtype=np.int64)
         self._place[rows] = np.arange(len(rows))
         self._rest = ItemCf(_outside(counts, self._place), last=10**9, decay=choice.decay)
-        self._all_inside = len(rows) == self._items
+        self._all_inside = len(rows) == self.item_count
 
     def scores(self, questions: Sequence[Question]) -> Tensor:
         """Return the sums of B over the histories, decayed."""
@@ -152,15 +154,17 @@ def invert(counts: Cooccurrence, rows: np.ndarray, *, ridge: float) -> np.ndarra
 
 
 def _choose(part: Part, asked: Sequence[Question], counts: CountsOf, cache: Path, say: Say) -> EaseChoice:
-    step = -(-len(asked) // TUNING_QUESTIONS) or 1
-    asked = asked[::step]
+    if len(asked) > MOST_QUESTIONS:
+        asked = asked[:: -(-len(asked) // TUNING_QUESTIONS)]
     rows = chosen_rows(counts(part))
     path = cache / f"ease-choice-{_hash(part, rows, asked)}.json"
     kept = _load_choice(path)
     if kept is not None:
         return kept
     if not asked:
-        return EaseChoice(LAMBDAS[FIRST_LAMBDA], DECAYS[1], 0.0 if len(rows) == len(counts(part).users) - 1 else 0.3)
+        return EaseChoice(
+            LAMBDAS[FIRST_LAMBDA], DECAYS[1], 0.0 if len(rows) == len(counts(part).users) - 1 else FIRST_REST_WEIGHT
+        )
     best, found, square = EaseChoice(LAMBDAS[FIRST_LAMBDA], DECAYS[0]), -1.0, None
     tried: set[int] = set()
     for direction in (1, -1):
@@ -185,16 +189,30 @@ def _choose(part: Part, asked: Sequence[Question], counts: CountsOf, cache: Path
 def _best_decay(
     square: np.ndarray, rows: np.ndarray, ridge: float, asked: Sequence[Question], counts: Cooccurrence
 ) -> tuple[EaseChoice, float]:
-    items = len(counts.users) - 1
-    weights = (0.0,) if len(rows) == items else REST_WEIGHTS
-    choices = [EaseChoice(ridge, decay, weight) for decay in DECAYS for weight in weights]
-    recalls = [_recall(answer(Ease(square, rows, choice, counts), asked, items=items), asked) for choice in choices]
-    best = int(np.argmax(recalls))
-    return choices[best], recalls[best]
+    """Return the best decay for one square, then the best weight of the rest under it, and its Recall@50."""
+
+    def recall(choice: EaseChoice) -> float:
+        return _recall(Ease(square, rows, choice, counts), asked)
+
+    whole = len(rows) == len(counts.users) - 1
+    decays = {
+        recall(choice): choice
+        for choice in (EaseChoice(ridge, decay, 0.0 if whole else FIRST_REST_WEIGHT) for decay in reversed(DECAYS))
+    }
+    if not whole:
+        best = decays[max(decays)]
+        weights = [weight for weight in REST_WEIGHTS if weight != FIRST_REST_WEIGHT]
+        decays |= {recall(choice): choice for choice in (replace(best, rest_weight=weight) for weight in weights)}
+    return decays[max(decays)], max(decays)
 
 
-def _recall(answers: Answers, asked: Sequence[Question]) -> float:
-    return float(judge(answers.excluded, asked)["recall_at_50"].mean())
+def _recall(method: Ease, asked: Sequence[Question]) -> float:
+    lists = np.zeros((len(asked), TOP), dtype=np.int64)
+    for start, batch in chunks(asked, method.item_count):
+        scores = method.scores(batch)
+        scores[:, 0] = -torch.inf
+        lists[start : start + len(batch)] = top_rows(mask_histories(scores, batch), TOP)
+    return float(judge(lists, asked)["recall_at_50"].mean())
 
 
 def _outside(counts: Cooccurrence, place: np.ndarray) -> Cooccurrence:
