@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     """Trained versions the registry keeps; a publishing trainer deletes older ones, never the parent of the new one."""
     train_batch_size: int = Field(default=512, ge=8, le=65_536)
     """Samples of one training step."""
-    train_epochs: float = Field(default=1.0, gt=0.0, le=1_000.0)
+    train_epochs: float = Field(default=3.0, gt=0.0, le=1_000.0)
     """Passes over the samples."""
     train_max_seconds: float = Field(default=75.0, ge=1.0, le=86_400.0)
     """The steps of a training run take no longer than this; it learns from fewer passes then."""

@@ -21,7 +21,14 @@ from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork, WindowTensors, attend
-from trainer.negatives import FULL_SOFTMAX_ITEMS, NEGATIVES, draw_negatives, full_softmax_loss, sampled_softmax_loss
+from trainer.negatives import (
+    FULL_SOFTMAX_ITEMS,
+    NEGATIVES,
+    SAMPLINGS,
+    Sampler,
+    full_softmax_loss,
+    sampled_softmax_loss,
+)
 from trainer.samples import ClickLog, Samples, build_samples, build_vocabulary, cut_windows, field_rows
 from trainer.start import start_items
 
@@ -35,15 +42,15 @@ class TrainOptions:
 
     batch_size: int = 512
     """Samples of one step."""
-    epochs: float = 1.0
+    epochs: float = 3.0
     """Passes over the samples."""
-    max_seconds: float = 75.0
+    max_seconds: float = 600.0
     """Wall time of the steps; fewer are made where they would not fit."""
     threads: int = 2
     """Threads of torch."""
     seed: int = 7
     device: str = "cpu"
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak, after the warm-up."""
     warmup_share: float = 0.03
     """Share of the steps in which the rate rises."""
@@ -56,11 +63,19 @@ class TrainOptions:
     """Score negatives with the vector that attention made for the target, as the paper does; False: every item by its
     best interest, as lists are ranked."""
     horizon: int = 50
-    """The target is drawn from the next so many clicks after the window."""
+    """The target is one of the next so many clicks after the window."""
+    near_targets: bool = True
+    """Draw near clicks more often: the one at distance d with a chance in proportion to log(1 + 1 / d)."""
     novel_targets: bool = True
     """Learn only targets that are not in their window, since lists leave seen items out."""
     negatives: int | None = None
-    """Uniform negatives a step; None takes 1,024, or every item where there are at most 2,048."""
+    """Drawn negatives a step; None takes 2,048, or every item where there are no more and sampling is uniform."""
+    sampling: str = "uniform"
+    """Where negatives come from: one of `negatives.SAMPLINGS`."""
+    hardness: float = 0.0
+    """Beta of REMI's interest-aware hard negatives, 0 for none; not for the softmax over every item."""
+    routing_variance_penalty: float = 0.0
+    """Factor of REMI's routing regularization: the variance of each interest's routing weights over the clicks."""
     behavior_dropout: float = 0.2
     """Share of the numbers of behavior vectors set to 0."""
     click_dropout: float = 0.2
@@ -69,6 +84,13 @@ class TrainOptions:
     """Share of items that a step knows by their fields alone, so that new items fit in."""
     profile_dropout: float = 0.1
     """Share of profiles taken as unknown, so that the unknown rows learn."""
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError("TrainOptions.sampling", got=self.sampling, expected=f"one of {', '.join(SAMPLINGS)}")
+        if self.sampling == "in-batch" and self.batch_size < 2:
+            expected = "at least 2 with in-batch negatives, which are the other targets"
+            raise ConfigError("TrainOptions.batch_size", got=self.batch_size, expected=expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +236,19 @@ class _Steps:
         self._network, self._samples, self._options = network, samples, options
         self._random = np.random.default_rng(options.seed)
         self._items = network.item_ids.num_embeddings - 1
-        self._negatives = options.negatives or (0 if self._items <= FULL_SOFTMAX_ITEMS else NEGATIVES)
+        takes_all = options.sampling == "uniform" and options.negatives is None and self._items <= FULL_SOFTMAX_ITEMS
+        self._sampler = None if takes_all else self._make_sampler()
         self._device = network.item_ids.weight.device
         self._ends = np.append(samples.starts[1:], len(samples.rows))[samples.users]
         self._order = np.zeros(0, dtype=np.int64)
+
+    def _make_sampler(self) -> Sampler:
+        return Sampler(
+            self._options.sampling,
+            items=self._items,
+            count=self._options.negatives or NEGATIVES,
+            target_counts=np.bincount(self._samples.rows[self._samples.targets], minlength=self._items + 1),
+        )
 
     def next_batch(self) -> tuple[WindowBatch, np.ndarray]:
         """Return the next windows, with their dropout done, and their (B,) target rows."""
@@ -227,7 +258,7 @@ class _Steps:
         ends, self._order = self._order[: options.batch_size], self._order[options.batch_size :]
         windows = cut_windows(samples, ends, config)
         reach = np.minimum(self._ends[ends] - ends, options.horizon)
-        targets = samples.rows[ends + (self._random.random(len(ends)) * reach).astype(np.int64)]
+        targets = samples.rows[ends + draw_distances(self._random, reach, near=options.near_targets)]
         if options.novel_targets:
             is_novel = ~(windows.rows == targets[:, None]).any(axis=1)
             if is_novel.any():
@@ -252,36 +283,47 @@ class _Steps:
         Items are pooled, dropped out and mapped once a step, however many clicks of the batch are on them.
         """
         windows, targets = batch
-        negatives = draw_negatives(self._random, items=self._items, count=self._negatives)
+        negatives, draws = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        if self._sampler is not None:
+            negatives, draws = self._sampler.draw(self._random, targets)
         rows = self._rows_in_use(windows.rows, targets, negatives)
         table = self._pool(rows)
         behaviors = self._network.map_behaviors(functional.dropout(table, self._options.behavior_dropout))
-        vectors, _weights = self._network(
+        vectors, weights = self._network(
             functional.embedding(self._places(rows, windows.rows), behaviors),
             WindowTensors.of(windows, self._device),
         )
         wanted = self._places(rows, targets)
         target_vectors = functional.embedding(wanted, table)
         used = torch.from_numpy(np.arange(vectors.shape[1]) < windows.counts[:, None]).to(self._device)  # (B, K)
+        penalty = self._penalty(weights, windows)
         if self._options.label_aware:
             chosen = attend(vectors, used, target_vectors, power=self._network.config.attention_power)
             vectors, used = chosen.unsqueeze(1), used[:, :1]
-        if not self._negatives:
-            return full_softmax_loss(vectors, used, table, wanted)
+        if self._sampler is None:
+            return full_softmax_loss(vectors, used, table, wanted) + penalty
         drawn = self._places(rows, negatives)
-        return sampled_softmax_loss(
+        loss = sampled_softmax_loss(
             vectors,
             used,
             target_vectors,
             functional.embedding(drawn, table),
             targets=wanted,
             negatives=drawn,
-            items=self._items,
+            draws=torch.from_numpy(draws).to(self._device),
+            hardness=self._options.hardness,
         )
+        return loss + penalty
+
+    def _penalty(self, weights: Tensor, windows: WindowBatch) -> Tensor | float:
+        factor = self._options.routing_variance_penalty
+        if not factor:
+            return 0.0
+        return factor * routing_variance(weights, torch.from_numpy(windows.rows > 0).to(self._device))
 
     def _rows_in_use(self, *used: np.ndarray) -> np.ndarray:
         """Return ascending item rows, 0 among them: all rows where every item is a negative, else those of *used*."""
-        if not self._negatives:
+        if self._sampler is None:
             return np.arange(self._items + 1)
         return np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(rows.ravel() for rows in used)]))
 
@@ -294,6 +336,35 @@ class _Steps:
         if self._options.id_dropout:
             kept = torch.from_numpy(self._random.random(len(rows)) >= self._options.id_dropout).to(self._device)
         return self._network.pool_items(torch.from_numpy(rows).to(self._device), id_kept=kept)
+
+
+def routing_variance(weights: Tensor, present: Tensor) -> Tensor:
+    """Return the mean variance, over a window's clicks, of the shares that they have in each interest.
+
+    Xie et al. 2023 (REMI), section 3.3: an interest made of one click alone varies most. Interests not in use count
+    nothing. MIND's last round takes its logits as given, so there only the strengths feel it.
+
+    Args:
+        weights: (B, L, K) float32 routing weights, 0 for padding.
+        present: (B, L) bool, False for padding.
+    """
+    clicks = present.sum(dim=1).clamp(min=1).view(-1, 1, 1)
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    apart = (shares - 1.0 / clicks) * present.unsqueeze(-1)
+    is_used = weights.detach().sum(dim=1) > 0  # (B, K)
+    variances = apart.square().sum(dim=1) / clicks.squeeze(-1)
+    return (variances * is_used).sum() / is_used.sum().clamp(min=1)
+
+
+def draw_distances(random: np.random.Generator, reach: np.ndarray, *, near: bool) -> np.ndarray:
+    """Return (B,) int64 numbers from 0 to below the (B,) *reach*: all alike, or small ones more often.
+
+    Log-uniform where *near*: number n has the chance log((n + 2) / (n + 1)) / log(reach + 1).
+    """
+    drawn = random.random(len(reach))
+    numbers = np.exp(drawn * np.log(reach + 1.0)) - 1.0 if near else drawn * reach
+    chosen: np.ndarray = np.minimum(numbers.astype(np.int64), reach - 1)
+    return chosen
 
 
 def _keep(windows: WindowBatch, chosen: np.ndarray) -> WindowBatch:

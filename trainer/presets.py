@@ -22,6 +22,7 @@ def paper() -> Preset:
         accumulate_logits=False,
         agreement_scale=1.0,
         dynamic_interests=True,
+        general_interest=False,
         recency=False,
         residual=False,
         attention_power=math.inf,
@@ -33,7 +34,9 @@ def paper() -> Preset:
         weight_decay=0.0,
         start_from_cooccurrence=False,
         label_aware=True,
+        learning_rate=1e-3,
         horizon=1,
+        near_targets=False,
         novel_targets=False,
         behavior_dropout=0.0,
         click_dropout=0.0,
@@ -44,11 +47,8 @@ def paper() -> Preset:
 
 
 def recommended() -> Preset:
-    """Return what is worth serving where the next clicks are asked for: targets nearer, passes more than the trainer's.
-
-    The defaults of `TrainOptions`, which `mindstream train` uses, foresee the coming weeks of a shop in one short pass.
-    """
-    return MindConfig(), TrainOptions(epochs=3.0, max_seconds=600.0, learning_rate=2e-3, horizon=10)
+    """Return what is worth serving, and what `mindstream train` makes: the defaults of both classes."""
+    return MindConfig(), TrainOptions()
 
 
 PRESETS: Mapping[str, Callable[[], Preset]] = {"paper": paper, "recommended": recommended}

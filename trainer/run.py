@@ -27,8 +27,9 @@ from engine.settings import Settings
 from trainer.evaluate import Evaluation, evaluate, split_by_time
 from trainer.interrupt import Interrupts
 from trainer.log import Reading, count_clicks, read_log
-from trainer.loop import Progress, TrainOptions, train
+from trainer.loop import Progress, train
 from trainer.popular import popular_items
+from trainer.presets import recommended
 from trainer.progress import Display
 from trainer.publish import current_manifest, prepare, publish, publish_version_zero, read_announced
 from trainer.samples import ClickLog
@@ -187,18 +188,20 @@ class _Run:
             raise NotEnoughClicks(clicks=clicks, users=users, needed=needed)
 
     def _config(self, parent: Mapping[str, Any] | None) -> MindConfig:
-        """Return the parent's config, so that interests keep their places, with this process's window."""
+        """Return the parent's config, so that interests keep their places, or the preset's; with our own window."""
         inherited: Mapping[str, Any] = {}
         if parent is not None:
             try:
                 inherited = Registry(self._settings.registry).load(parent["version"]).config or {}
             except ModelError as error:
                 log.warning("parent_not_inherited", version=parent["version"], problem=str(error))
-        return MindConfig.from_dict({**inherited, "max_clicks": self._settings.window_max_clicks})
+        chosen = inherited or recommended()[0].to_dict()
+        return MindConfig.from_dict({**chosen, "max_clicks": self._settings.window_max_clicks})
 
     def _train(self, before: ClickLog, config: MindConfig) -> InterestModel:
         settings = self._settings
-        options = TrainOptions(
+        options = dataclasses.replace(
+            recommended()[1],
             batch_size=settings.train_batch_size,
             epochs=settings.train_epochs,
             max_seconds=settings.train_max_seconds,

@@ -143,7 +143,12 @@ def cut_windows(samples: Samples, ends: np.ndarray, config: MindConfig) -> Windo
     return WindowBatch(
         rows=rows,
         strengths=samples.strengths[places] * inside,
-        counts=count_interests(rows, interests=config.interests, dynamic=config.dynamic_interests),
+        counts=count_interests(
+            rows,
+            interests=config.interests,
+            dynamic=config.dynamic_interests,
+            general=config.has_general_interest,
+        ),
         profile_rows=samples.profile_rows[users],
         profile_numbers=samples.profile_numbers[users],
     )

@@ -16,6 +16,9 @@ from engine.errors import ConfigError
 EXTRACTORS = ("mind", "comirec-sa", "comirec-dr", "single", "capsnet", "kmeans", "ward")
 """Names that `MindConfig.extractor` may have; `engine/model/extractors/` explains each."""
 
+MEANT_WHEN_ABSENT: Mapping[str, bool] = {"general_interest": False}
+"""What a stored config means that was written before the field was there, where that is not today's default."""
+
 UNKNOWN = "left out, as this build has no such field; a newer build wrote it, run that one"
 
 LOWEST: Mapping[str, float] = {
@@ -61,6 +64,11 @@ class MindConfig:
     """
     dynamic_interests: bool = True
     """Use max(1, min(K, floor(log2 n))) interests for a window of n distinct items; False: always K."""
+    general_interest: bool = True
+    """Where a window has several interests, the first takes every click whole and the others compete; False: all do.
+
+    For the extractor `mind` with K of at least 3. False is the paper.
+    """
     recency: bool = True
     """Multiply routing weights by a learned weight of the click's age, counted in clicks."""
     recency_start: float = 0.05
@@ -103,6 +111,11 @@ class MindConfig:
         if self.extractor == "single" and self.interests != 1:
             raise ConfigError("MindConfig.interests", got=self.interests, expected="1 with the extractor single")
 
+    @property
+    def has_general_interest(self) -> bool:
+        """Whether the first interest of a window with several takes every click whole."""
+        return self.general_interest and self.extractor == "mind" and self.interests > 2
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; an infinite attention power is written "inf"."""
         values = asdict(self)
@@ -121,7 +134,7 @@ class MindConfig:
         for name, value in values.items():
             if name not in known:
                 raise ConfigError(f"MindConfig.{name}", got=value, expected=UNKNOWN)
-        plain = dict(values)
+        plain = {**MEANT_WHEN_ABSENT, **values}
         if plain.get("attention_power") == "inf":
             plain["attention_power"] = math.inf
         for name, value in plain.items():

@@ -91,7 +91,12 @@ def encode_windows(
     batch = WindowBatch(
         rows=rows,
         strengths=click_strengths(weights, config) * (rows > 0),
-        counts=count_interests(rows, interests=config.interests, dynamic=config.dynamic_interests),
+        counts=count_interests(
+            rows,
+            interests=config.interests,
+            dynamic=config.dynamic_interests,
+            general=config.has_general_interest,
+        ),
         profile_rows=profile_rows,
         profile_numbers=profile_numbers,
     )

@@ -28,11 +28,12 @@ def route(
     rounds: int,
     accumulate: bool,
     scale: float = 1.0,
+    general: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Cluster behavior vectors into interest capsules.
 
-    Differs from the paper in one factor: a behavior's routing weights are multiplied by its strength (recency, click
-    weight). Gradients flow through the last round alone.
+    Differs from the paper in two points: a behavior's routing weights are multiplied by its strength (recency, click
+    weight), and the first interest may be general. Gradients flow through the last round alone.
 
     Args:
         behaviors: (B, L, D) float32, already mapped by the shared matrix S.
@@ -42,22 +43,30 @@ def route(
         rounds: routing iterations, at least 1.
         accumulate: add the agreement to the logits instead of assigning it.
         scale: factor on the agreement; 1 is the paper's.
+        general: the first slot takes every behavior whole, and the others compete among themselves.
 
     Returns:
         (B, K, D) float32 capsules, each shorter than 1, zero where unused; (B, L, K) float32 weights that formed
         them, zero for padding and unused slots.
     """
-    unused = torch.arange(logits.shape[-1], device=logits.device) >= counts.clamp(min=1).unsqueeze(-1)  # (B, K)
+    counts = counts.clamp(min=1)
+    closed = torch.arange(logits.shape[-1], device=logits.device) >= counts.unsqueeze(-1)  # (B, K), out of the contest
+    if general:
+        closed[:, 0] = counts > 1
     with torch.no_grad():
         for _ in range(rounds - 1):
-            capsules, _weights = _form(behaviors, strengths, logits, unused)
+            capsules, _weights = _form(behaviors, strengths, logits, closed, general=general)
             agreement = torch.bmm(behaviors, capsules.transpose(1, 2)) * scale  # (B, L, K)
             logits = logits + agreement if accumulate else agreement  # b_ij
-    return _form(behaviors, strengths, logits, unused)
+    return _form(behaviors, strengths, logits, closed, general=general)
 
 
-def _form(behaviors: Tensor, strengths: Tensor, logits: Tensor, unused: Tensor) -> tuple[Tensor, Tensor]:
-    weights = logits.masked_fill(unused.unsqueeze(1), -torch.inf).softmax(dim=-1)  # w_ij, over the interests
+def _form(
+    behaviors: Tensor, strengths: Tensor, logits: Tensor, closed: Tensor, *, general: bool
+) -> tuple[Tensor, Tensor]:
+    weights = logits.masked_fill(closed.unsqueeze(1), -torch.inf).softmax(dim=-1)  # w_ij, over the interests
+    if general:
+        weights = torch.cat([torch.ones_like(weights[..., :1]), weights[..., 1:]], dim=-1)
     weights = weights * strengths.unsqueeze(-1)  # padding has strength 0
     return squash(torch.bmm(weights.transpose(1, 2), behaviors)), weights  # u_j
 
@@ -87,11 +96,12 @@ def squash(vectors: Tensor) -> Tensor:
     return vectors * squared / (1 + squared) * torch.rsqrt(squared + 1e-9)
 
 
-def count_interests(rows: np.ndarray, *, interests: int, dynamic: bool) -> np.ndarray:
+def count_interests(rows: np.ndarray, *, interests: int, dynamic: bool, general: bool = False) -> np.ndarray:
     """Return the interest count of each window: (B, L) item rows, 0 for padding, in; (B,) int64 out.
 
     K'_u = max(1, min(K, floor(log2 n))) for n distinct items (section 4.3, dynamic interest number); 0 for a window
-    with no known item, which has nothing to search with.
+    with no known item, which has nothing to search with. A *general* interest comes on top of those where they are
+    more than one, within K.
     """
     ordered = np.sort(rows, axis=1)
     is_new = ordered > 0
@@ -100,6 +110,8 @@ def count_interests(rows: np.ndarray, *, interests: int, dynamic: bool) -> np.nd
     if not dynamic:
         return np.where(distinct > 0, interests, 0).astype(np.int64)
     whole_log2 = np.frexp(np.maximum(distinct, 1))[1] - 1  # exact, unlike a rounded logarithm
+    if general:
+        whole_log2 = np.where(whole_log2 > 1, whole_log2 + 1, whole_log2)
     return np.where(distinct > 0, np.clip(whole_log2, 1, interests), 0).astype(np.int64)
 
 

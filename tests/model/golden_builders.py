@@ -11,7 +11,7 @@ import numpy as np
 from engine.model import InterestModel, MindConfig, UserInput, Vocabulary
 from tests.model.mind_builders import PROFILES, make_items, make_user
 
-GOLDEN_CONFIG = MindConfig(dimensions=16, max_clicks=10, hidden=(8,), profile_dimensions=3)
+GOLDEN_CONFIG = MindConfig(dimensions=16, max_clicks=10, hidden=(8,), profile_dimensions=3, general_interest=False)
 """The defaults but for its sizes."""
 
 SHAPES: Mapping[str, tuple[int, ...]] = {

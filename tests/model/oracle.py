@@ -56,11 +56,17 @@ def route(
     rounds: int,
     accumulate: bool,
     scale: float = 1.0,
+    general: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Algorithm 1: (L, D) mapped behaviors and (L, K) logits in; (K, D) capsules and (L, K) weights out."""
+    """Algorithm 1: (L, D) mapped behaviors and (L, K) logits in; (K, D) capsules and (L, K) weights out.
+
+    With *general*, which is ours, the first of several interests takes each behavior whole, the others compete.
+    """
     vectors = np.array(behaviors, dtype=np.float64)
     mapped = np.repeat(vectors[:, None], len(logits[0]), axis=1)  # the same S for every interest
-    return route_mapped(mapped, logits, strengths, count, rounds=rounds, accumulate=accumulate, scale=scale)
+    return route_mapped(
+        mapped, logits, strengths, count, rounds=rounds, accumulate=accumulate, scale=scale, general=general
+    )
 
 
 def route_mapped(
@@ -72,6 +78,7 @@ def route_mapped(
     rounds: int,
     accumulate: bool = True,
     scale: float = 1.0,
+    general: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same where each interest maps the behaviors its own way: (L, K, D) in."""
     length, slots, size = mapped.shape
@@ -79,7 +86,8 @@ def route_mapped(
     for _ in range(rounds):
         capsules, weights = np.zeros((slots, size)), np.zeros((length, slots))
         for i in range(length):
-            for j, share in enumerate(softmax(b[i][:count])):
+            apart = 1 if general and count > 1 else 0
+            for j, share in enumerate([1.0] * apart + softmax(b[i][apart:count])):
                 weights[i, j] = share * strengths[i]  # w_ij
         for j in range(count):
             total = np.zeros(size)
@@ -159,9 +167,16 @@ def ward(behaviors: np.ndarray, strengths: Sequence[float], count: int) -> tuple
     return np.array(medoids), _shares(clusters, strengths)
 
 
-def sampled_loss(own: float, others: Sequence[tuple[float, float]]) -> float:
-    """-log of the target's share among it and the negatives: (score, times the negative was drawn on average)."""
-    values = [own] + [score - math.log(drawn) for score, drawn in others]
+def sampled_loss(own: float, others: Sequence[tuple[float, float]], *, hardness: float = 0.0) -> float:
+    """-log of the target's share among it and the negatives: (score, times the negative was drawn on average).
+
+    REMI's hard negatives count exp(hardness * score) over the mean of that.
+    """
+    raised = [math.exp(hardness * score) for score, _ in others]
+    values = [own] + [
+        score - math.log(drawn) + math.log(factor * len(raised) / sum(raised))
+        for (score, drawn), factor in zip(others, raised, strict=True)
+    ]
     greatest = max(values)
     return greatest + math.log(sum(math.exp(value - greatest) for value in values)) - own
 

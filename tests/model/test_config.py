@@ -59,3 +59,10 @@ def test_interests_have_the_length_of_item_vectors_whatever_the_hidden_sizes(hid
 
     assert model.interests([make_user("i1")]).vectors.shape == (1, 4, SMALL.dimensions)
     assert model.all_item_vectors()[1].shape == (20, SMALL.dimensions)
+
+
+def test_a_general_interest_needs_two_others_and_the_routing_of_mind() -> None:
+    assert MindConfig(interests=3).has_general_interest
+    assert not MindConfig(interests=2).has_general_interest
+    assert not MindConfig(extractor="kmeans").has_general_interest
+    assert not MindConfig(general_interest=False).has_general_interest

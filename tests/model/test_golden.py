@@ -24,13 +24,15 @@ def test_a_stored_model_answers_as_on_the_day_it_was_stored() -> None:
     np.testing.assert_allclose(found.routing_weights, STORED["routing_weights"], atol=2e-6)
 
 
-def test_a_config_stored_before_there_were_extractors_means_mind() -> None:
+def test_a_config_stored_before_there_were_extractors_and_general_interests_means_mind_without_one() -> None:
     _, vocabulary, tensors = golden_parts()
 
     assert "extractor" not in STORED["config"]
+    assert "general_interest" not in STORED["config"]
     model = type(golden_model()).load_parts(STORED["config"], vocabulary, tensors)
 
     assert model.config.extractor == "mind"
+    assert not model.config.general_interest
     assert set(model.parts()[2]) == {*SHAPES, "item_field_rows"}
 
 

@@ -20,7 +20,7 @@ LONG = tuple(f"i{number}" for number in range(1, 10))
 
 
 def test_interests_equal_the_published_equations_in_plain_loops() -> None:
-    config = replace(SMALL, residual=False, normalize_interests=False, recency=False)
+    config = replace(SMALL, general_interest=False, residual=False, normalize_interests=False, recency=False)
     model = make_model(config)
     _, vocabulary, tensors = model.parts()
     weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
@@ -325,14 +325,14 @@ def test_interests_keep_their_places_when_routing_starts_from_the_previous_ones(
     model = make_model(replace(SMALL, agreement_scale=30.0, dynamic_interests=False))
     user, nobody = make_user(*LONG), UserInput([])
     before = model.interests([user, nobody]).vectors
-    swapped = before[:, [1, 0, 2, 3]].copy()
+    swapped = before[:, [0, 2, 1, 3]].copy()
 
     cold = model.interests([user, nobody], previous=np.zeros_like(before))
     warm = model.interests([user, nobody], previous=swapped)
 
     np.testing.assert_array_equal(cold.vectors, before)
     assert not warm.vectors[1].any()
-    own, other = (float(warm.vectors[0, 0] @ swapped[0, slot]) for slot in (0, 1))
+    own, other = (float(warm.vectors[0, 1] @ swapped[0, slot]) for slot in (1, 2))
     assert own > other
 
 

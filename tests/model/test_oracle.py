@@ -65,9 +65,10 @@ def extract(
     padding=st.integers(0, 3),
     accumulate=st.booleans(),
     scale=st.sampled_from([1.0, 5.0]),
+    general=st.booleans(),
 )
 def test_routing_follows_algorithm_1(
-    seed: int, length: int, count: int, rounds: int, padding: int, accumulate: bool, scale: float
+    seed: int, length: int, count: int, rounds: int, padding: int, accumulate: bool, scale: float, general: bool
 ) -> None:
     behaviors, strengths, random = draw_window(seed, length, spread=0.5)
     logits = random.standard_normal((length, 4)).astype(np.float32)
@@ -80,6 +81,7 @@ def test_routing_follows_algorithm_1(
         rounds=rounds,
         accumulate=accumulate,
         scale=scale,
+        general=general,
     )
 
     expected = oracle.route(
@@ -90,6 +92,7 @@ def test_routing_follows_algorithm_1(
         rounds=rounds,
         accumulate=accumulate,
         scale=scale,
+        general=general,
     )
     np.testing.assert_allclose(capsules[0].numpy(), expected[0], atol=1e-4)
     np.testing.assert_allclose(weights[0, padding:].numpy(), expected[1], atol=1e-3)

@@ -109,6 +109,32 @@ def test_without_dynamic_interests_every_window_with_a_click_has_all() -> None:
     assert count_interests(rows, interests=4, dynamic=False).tolist() == [4, 0]
 
 
+@pytest.mark.parametrize(
+    ("distinct", "plain", "general"),
+    [(0, 0, 0), (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 3), (7, 2, 3), (8, 3, 4), (50, 4, 4)],
+)
+def test_a_general_interest_comes_on_top_of_several_and_within_k(distinct: int, plain: int, general: int) -> None:
+    rows = np.pad(np.arange(1, distinct + 1), (0, 50 - distinct))[None]
+
+    assert count_interests(rows, interests=4, dynamic=True).tolist() == [plain]
+    assert count_interests(rows, interests=4, dynamic=True, general=True).tolist() == [general]
+
+
+def test_a_general_interest_is_the_whole_window_and_takes_nothing_from_the_others() -> None:
+    torch.manual_seed(3)
+    behaviors, logits, strengths = torch.randn(2, 6, 8), torch.randn(2, 6, 4), torch.rand(2, 6)
+
+    capsules, weights = route(
+        behaviors, strengths, logits, torch.tensor([4, 1]), rounds=3, accumulate=False, general=True
+    )
+
+    whole = squash(torch.einsum("bld,bl->bd", behaviors, strengths))
+    torch.testing.assert_close(capsules[:, 0], whole)
+    torch.testing.assert_close(weights[0, :, 1:].sum(dim=-1), strengths[0])
+    assert not weights[1, :, 1:].any()
+    assert not capsules[1, 1:].any()
+
+
 def test_starting_logits_depend_on_item_slot_and_seed_alone() -> None:
     logits = starting_logits(["a", "b", "ü"], interests=20, seed=7)
 

@@ -10,7 +10,8 @@ import torch
 from engine.errors import ConfigError
 from engine.model import MindConfig
 from tests.trainer.log_builders import draw_groups, make_log
-from trainer.loop import Plan, Progress, TrainOptions, learning_rate, train
+from trainer.loop import Plan, Progress, TrainOptions, draw_distances, learning_rate, train
+from trainer.negatives import SAMPLINGS
 from trainer.samples import user_input
 
 CONFIG = MindConfig(dimensions=16, interests=2, max_clicks=10, hidden=(8,))
@@ -26,6 +27,24 @@ def ticking(step_s: float) -> Callable[[], float]:
         return now[0]
 
     return read
+
+
+def test_near_targets_are_drawn_log_uniformly_and_never_beyond_the_users_clicks() -> None:
+    reach = np.tile([1, 2, 50], 40_000)
+
+    found = draw_distances(np.random.default_rng(5), reach, near=True)
+
+    assert (found >= 0).all()
+    assert (found < reach).all()
+    shares = np.bincount(found[reach == 50], minlength=50) / 40_000
+    numbers = np.arange(50)
+    np.testing.assert_allclose(shares, np.log((numbers + 2) / (numbers + 1)) / np.log(51), atol=0.01)
+
+
+def test_without_near_targets_all_clicks_of_the_horizon_are_drawn_alike() -> None:
+    found = draw_distances(np.random.default_rng(5), np.full(40_000, 4), near=False)
+
+    np.testing.assert_allclose(np.bincount(found) / 40_000, 0.25, atol=0.01)
 
 
 def test_the_loss_falls_on_a_log_with_structure() -> None:
@@ -49,6 +68,27 @@ def test_a_trained_model_prefers_the_users_own_group(negatives: int | None) -> N
         best = np.argsort(-(found.vectors[place] @ vectors.T).max(axis=0))[:8]
         own = sum(item_ids[index].startswith(f"g{place % 4}-") for index in best)
         assert own >= 6
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_way_to_draw_negatives_learns_the_users_own_group(sampling: str) -> None:
+    log = draw_groups()
+    options = replace(OPTIONS, sampling=sampling, negatives=16, novel_targets=False)
+
+    model = train(log, CONFIG, replace(options, hardness=0.1, routing_variance_penalty=0.1))
+
+    item_ids, vectors = model.all_item_vectors()
+    found = model.interests([user_input(history, max_clicks=10) for history in log.histories[:8]])
+    for place in range(8):
+        best = np.argsort(-(found.vectors[place] @ vectors.T).max(axis=0))[:8]
+        assert sum(item_ids[index].startswith(f"g{place % 4}-") for index in best) >= 5
+
+
+def test_unknown_samplings_and_in_batch_negatives_without_a_batch_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"TrainOptions.sampling must be one of uniform, .*, got 'zipf'"):
+        TrainOptions(sampling="zipf")
+    with pytest.raises(ConfigError, match=r"batch_size must be at least 2 with in-batch negatives"):
+        TrainOptions(sampling="in-batch", batch_size=1)
 
 
 @pytest.mark.parametrize("start_from_cooccurrence", [False, True])

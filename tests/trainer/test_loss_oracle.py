@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.model import oracle
-from trainer.negatives import full_softmax_loss, sampled_softmax_loss
+from trainer.loop import routing_variance
+from trainer.negatives import SAMPLINGS, Sampler, full_softmax_loss, harder, sampled_softmax_loss
 
 seeds = st.integers(0, 2**32 - 1)
 drawn = settings(deadline=None, max_examples=60)
@@ -46,13 +49,22 @@ def test_the_full_loss_is_the_share_of_the_target_among_all_items(seed: int, ite
 
 
 @drawn
-@given(seed=seeds, items=st.integers(2, 12), count=st.integers(1, 9))
+@given(
+    seed=seeds,
+    items=st.integers(2, 12),
+    count=st.integers(1, 9),
+    sampling=st.sampled_from(SAMPLINGS),
+    hardness=st.sampled_from([0.0, 0.5]),
+)
 def test_the_sampled_loss_corrects_for_how_often_a_negative_is_drawn_and_forgets_accidental_hits(
-    seed: int, items: int, count: int
+    seed: int, items: int, count: int, sampling: str, hardness: float
 ) -> None:
     interests, vectors, used, random = draw(seed, items=items)
     target = int(random.integers(1, items + 1))
-    negatives = random.integers(1, items + 1, size=count)
+    frequencies = np.append(0, random.integers(1, 6, size=items))
+    batch = np.append(target, random.integers(1, items + 1, size=3))
+    sampler = Sampler(sampling, items=items, count=count, target_counts=frequencies)
+    negatives, draws = sampler.draw(random, batch)
 
     loss = sampled_softmax_loss(
         torch.from_numpy(interests[None]),
@@ -61,12 +73,19 @@ def test_the_sampled_loss_corrects_for_how_often_a_negative_is_drawn_and_forgets
         torch.from_numpy(vectors[negatives]),
         targets=torch.tensor([target]),
         negatives=torch.from_numpy(negatives),
-        items=items,
+        draws=torch.from_numpy(draws),
+        hardness=hardness,
     )
 
-    expected_draws = count / max(items - 1, 1)
-    others = [(best(interests, used, vectors[row]), expected_draws) for row in negatives if row != target]
-    expected = oracle.sampled_loss(best(interests, used, vectors[target]), others)
+    uniform, by_rank = count / items, math.log(items + 1)
+    expected_draws = {
+        "uniform": lambda row: uniform,
+        "log-uniform": lambda row: count * (math.log(row + 1) - math.log(row)) / by_rank,
+        "in-batch": lambda row: 4 * frequencies[row] / frequencies.sum(),
+        "mixed": lambda row: uniform + 4 * frequencies[row] / frequencies.sum(),
+    }[sampling]
+    others = [(best(interests, used, vectors[row]), expected_draws(row)) for row in negatives if row != target]
+    expected = oracle.sampled_loss(best(interests, used, vectors[target]), others, hardness=hardness)
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -81,7 +100,70 @@ def test_an_item_that_nobody_clicked_has_a_finite_correction_as_target_and_as_ne
         vectors[[1]],
         targets=torch.tensor([2]),
         negatives=torch.tensor([1]),
-        items=1_000_000,
+        draws=torch.tensor([1e-6]),
     )
 
     assert torch.isfinite(loss)
+
+
+def test_items_that_are_no_targets_have_finite_corrections_under_every_sampling() -> None:
+    targets = np.array([3, 3, 3])
+    counts = np.array([0, 0, 0, 9, 0])
+
+    for sampling in SAMPLINGS:
+        rows, draws = Sampler(sampling, items=4, count=64, target_counts=counts).draw(np.random.default_rng(1), targets)
+
+        assert (draws > 0).all(), sampling
+        assert np.isfinite(np.log(draws)).all()
+        assert rows.min() >= 1
+        assert rows.max() <= 4
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_corrected_negatives_stand_for_all_items_whatever_the_sampling(sampling: str) -> None:
+    random = np.random.default_rng(11)
+    items, target, batch = 30, 5, 64
+    scores = random.standard_normal(items + 1)
+    counts = np.append(0, random.integers(1, 40, size=items))
+    sampler = Sampler(sampling, items=items, count=64, target_counts=counts)
+    sums = []
+    for _ in range(4_000):
+        rows, draws = sampler.draw(random, random.choice(items + 1, size=batch, p=counts / counts.sum()))
+        sums.append((np.exp(scores[rows]) / draws)[rows != target].sum())
+
+    everything = np.exp(scores[1:]).sum() - np.exp(scores[target])
+    assert np.mean(sums) == pytest.approx(everything, rel=0.03)
+
+
+def test_hard_negatives_weigh_more_where_their_score_is_higher_and_one_on_average() -> None:
+    hits = torch.zeros(1, 3, dtype=torch.bool)
+
+    factors = harder(torch.tensor([[0.0, 1.0, 2.0]]), hits).exp()
+
+    assert factors[0, 0] < factors[0, 1] < factors[0, 2]
+    assert factors.mean().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_in_batch_negatives_of_a_batch_with_one_target_leave_a_loss_of_zero() -> None:
+    loss = sampled_softmax_loss(
+        torch.ones(2, 1, 2),
+        torch.ones(2, 1, dtype=torch.bool),
+        torch.ones(2, 2),
+        torch.ones(2, 2),
+        targets=torch.tensor([4, 4]),
+        negatives=torch.tensor([4, 4]),
+        draws=torch.ones(2),
+        hardness=1.0,
+    )
+
+    assert loss.item() == 0.0
+
+
+def test_the_routing_variance_is_that_of_the_shares_and_an_interest_of_one_click_has_most() -> None:
+    weights = torch.tensor([[[0.0, 0.0, 0.0], [0.5, 2.0, 0.0], [0.5, 0.0, 0.0]]])  # (B, L, K), the first is padding
+    present = torch.tensor([[False, True, True]])
+
+    found = routing_variance(weights, present)
+
+    expected = (np.var([0.5, 0.5]) + np.var([1.0, 0.0])) / 2  # the third interest is not in use
+    assert found.item() == pytest.approx(expected, abs=1e-7)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from engine.errors import ConfigError, NotEnoughClicks
 from engine.events import ClickEvent, ItemEvent, encode_click, encode_item
-from engine.model import ItemInput
+from engine.model import ItemInput, MindConfig
 from engine.model.registry import Registry
 from engine.settings import Settings
 from engine.snapshot import load_snapshot
@@ -123,6 +123,9 @@ def test_retrained_version_names_its_parent_and_inherits_its_config(settings: Se
 
     assert second.manifest["parent"] == "0001"
     assert second.config == first.config
+    assert MindConfig.from_dict(first.config or {}) == dataclasses.replace(
+        MindConfig(), max_clicks=settings.window_max_clicks
+    )
 
 
 @pytest.mark.kafka

@@ -42,9 +42,10 @@ def forming(model: InterestModel, user: UserInput, keys: list[str]) -> dict[int,
     """Return the clicks that each interest in use received more of than any other interest did."""
     found = model.interests([user])
     clicks: dict[int, list[str]] = {number: [] for number in np.flatnonzero(found.mask[0]).tolist()}
+    apart = 1 if model.config.has_general_interest and len(clicks) > 1 else 0  # the general one takes every click
     for position, weights in zip(found.positions[0].tolist(), found.routing_weights[0], strict=True):
         if position >= 0:
-            clicks[int(weights.argmax())].append(keys[position])
+            clicks[apart + int(weights[apart:].argmax())].append(keys[position])
     return clicks
 
 

@@ -49,6 +49,7 @@ class MindRouting(Extractor):
             rounds=self._config.rounds,
             accumulate=self._config.accumulate_logits,
             scale=scale,
+            general=self._config.has_general_interest,
         )
 
 
