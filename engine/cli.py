@@ -316,6 +316,13 @@ def evaluate(
     export: Annotated[Path | None, typer.Option(help="Write the vectors of the first model to this .npz.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Write plots in PNG into this folder.")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Trainings keep their state in this folder, and go on from it.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="name=value: a field of the preset's model or training; repeatable."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads of torch.")] = 2,
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
@@ -347,6 +354,8 @@ def evaluate(
         export=export,
         json=json_file,
         plots=plots,
+        checkpoints=checkpoints,
+        overrides=tuple(overrides or ()),
         threads=threads,
         columns=Columns(
             user=user_column,

@@ -193,6 +193,19 @@ class NotEnoughClicks(ModelError):
         super().__init__(f"nothing was trained: {clicks} clicks of {users} users, needed {needed}; send more clicks")
 
 
+class TrainingDiverged(ModelError):
+    """The loss or a weight of a training is no finite number any more."""
+
+    def __init__(self, what: str, *, step: int, loss: float, rate: float, checkpoint: object, kept: int | None) -> None:
+        self.what, self.step, self.loss, self.rate = what, step, loss, rate
+        self.checkpoint, self.kept = checkpoint, kept
+        good = "no checkpoint was kept" if kept is None else f"the last good state, of step {kept}, is {checkpoint}"
+        super().__init__(
+            f"training stopped at step {step}: {what} is not finite, the last loss that was is {loss:.4g}, the "
+            f"learning rate {rate:.3g}; {good}; lower the learning rate, or look for extreme weights among the clicks"
+        )
+
+
 class ItemIndexError(EngineError):
     """An item index can't be built, loaded or asked."""
 

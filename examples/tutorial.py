@@ -25,7 +25,8 @@ from engine.model.feature_columns import DenseFeat, Fields, MindOptions, SparseF
 from engine.simulate import SimulatedShop
 from engine.sources import EventSource, open_source
 from trainer.evaluate import split_by_time
-from trainer.loop import Progress, TrainOptions, train
+from trainer.loop import Progress, train
+from trainer.options import TrainOptions
 from trainer.popular import popular_items
 from trainer.samples import ClickLog, UserHistory, item_input
 

@@ -53,7 +53,7 @@ LIBRARY_OWNERS = {
     "rocksdict": {"engine.store"},
     "hnswlib": {"engine.ann"},
     "torch": {"engine.model", "engine.ann.exact", "trainer"},
-    "safetensors": {"engine.model"},
+    "safetensors": {"engine.model", "trainer.checkpoint"},
     "fastapi": {"engine.serving"},
     "starlette": {"engine.serving"},
     "uvicorn": {"engine.serving"},

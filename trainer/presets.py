@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
+from engine.errors import ConfigError
 from engine.model import MindConfig
-from trainer.loop import TrainOptions
+from trainer.options import TrainOptions
 
 Preset = tuple[MindConfig, TrainOptions]
 
@@ -52,3 +56,43 @@ def recommended() -> Preset:
 
 
 PRESETS: Mapping[str, Callable[[], Preset]] = {"paper": paper, "recommended": recommended}
+
+
+def overridden(preset: Preset, overrides: Sequence[str]) -> Preset:
+    """Return *preset* with fields of its config or options changed, each given as `name=value`.
+
+    Values are written as in JSON; a bare word is a text, and `inf` is a number.
+
+    Raises:
+        ConfigError: there is no such field, or the value doesn't fit it.
+    """
+    config, options = preset
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError("--set", got=override, expected="name=value")
+        value = _value(text)
+        if any(field.name == name for field in fields(MindConfig)):
+            config = MindConfig.from_dict({**config.to_dict(), name: value})
+        else:
+            options = _with_option(options, name, value)
+    return config, options
+
+
+def _with_option(options: TrainOptions, name: str, value: Any) -> TrainOptions:
+    known = {field.name: getattr(options, field.name) for field in fields(TrainOptions)}
+    if name not in known:
+        raise ConfigError("--set", got=name, expected="a field of MindConfig or TrainOptions")
+    kind = int if known[name] is None else type(known[name])
+    fits = type(value) in (int, float) if kind is float else type(value) is kind
+    if not fits or (kind in (int, float) and not math.isfinite(value)):
+        raise ConfigError(f"--set {name}", got=value, expected=f"a finite {kind.__name__}")
+    changed: dict[str, Any] = {name: kind(value)}
+    return replace(options, **changed)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

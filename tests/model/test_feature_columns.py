@@ -8,7 +8,7 @@ import pytest
 from engine.errors import ConfigError
 from engine.model import MindConfig
 from engine.model.feature_columns import DenseFeat, MindOptions, SparseFeat, VarLenSparseFeat, from_columns
-from trainer.loop import TrainOptions
+from trainer.options import TrainOptions
 
 ITEM = [SparseFeat("movie_id", 3_000, embedding_dim=32), SparseFeat("genre", 20, embedding_dim=32)]
 HISTORY = VarLenSparseFeat(

@@ -14,7 +14,8 @@ from tests.trainer.log_builders import draw_groups, make_history, make_log
 from trainer import evaluate as module
 from trainer.evaluate import build_cases, complete, evaluate, split_by_time
 from trainer.item_cf import ItemCooccurrence
-from trainer.loop import TrainOptions, train
+from trainer.loop import train
+from trainer.options import TrainOptions
 from trainer.popular import popular_items
 from trainer.samples import ClickLog, UserHistory
 

@@ -5,7 +5,8 @@ import pytest
 from engine.model import MindConfig
 from engine.model.config import EXTRACTORS
 from tests.trainer.log_builders import draw_groups
-from trainer.loop import TrainOptions, train
+from trainer.loop import train
+from trainer.options import TrainOptions
 
 
 @pytest.mark.parametrize("name", EXTRACTORS)

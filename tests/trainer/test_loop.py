@@ -10,9 +10,12 @@ import torch
 from engine.errors import ConfigError
 from engine.model import MindConfig
 from tests.trainer.log_builders import draw_groups, make_log
-from trainer.loop import Plan, Progress, TrainOptions, draw_distances, learning_rate, train
+from trainer.loop import Progress, train
 from trainer.negatives import SAMPLINGS
+from trainer.options import TrainOptions
 from trainer.samples import user_input
+from trainer.schedule import Plan, learning_rate
+from trainer.steps import draw_distances
 
 CONFIG = MindConfig(dimensions=16, interests=2, max_clicks=10, hidden=(8,))
 OPTIONS = TrainOptions(batch_size=64, epochs=6.0, threads=1, start_from_cooccurrence=False, learning_rate=0.02)

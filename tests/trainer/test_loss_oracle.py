@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.model import oracle
-from trainer.loop import routing_variance
 from trainer.negatives import SAMPLINGS, Sampler, full_softmax_loss, harder, sampled_softmax_loss
+from trainer.steps import routing_variance
 
 seeds = st.integers(0, 2**32 - 1)
 drawn = settings(deadline=None, max_examples=60)

@@ -11,7 +11,8 @@ from engine.events import ClickEvent
 from engine.model import InterestModel, MindConfig, UserInput
 from engine.simulate import SimulatedShop, coverage
 from trainer.evaluate import split_by_time
-from trainer.loop import TrainOptions, train
+from trainer.loop import train
+from trainer.options import TrainOptions
 from trainer.samples import ClickLog, UserHistory, user_input
 
 WINDOW = 30

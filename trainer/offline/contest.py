@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine.recall import ListLimits
-from trainer.loop import Progress, TrainOptions
+from trainer.checkpoint import Checkpoints
+from trainer.loop import Progress
 from trainer.offline.baselines import ItemCf, Popular, UserCf
 from trainer.offline.cold import judge_cold
 from trainer.offline.cooccurrence import Cooccurrence, count_cooccurrence
@@ -24,6 +25,7 @@ from trainer.offline.search import Answers, Method, answer
 from trainer.offline.served import served_lists
 from trainer.offline.sets import OfflineSet, Part
 from trainer.offline.two_tower import TwoTower
+from trainer.options import TrainOptions
 from trainer.presets import Preset, paper
 from trainer.progress import Advance, Display
 
@@ -128,7 +130,13 @@ class Contest:
         started = time.monotonic()
         with self._display.phase(f"{name}, seed {options.seed}") as advance:
             method = train_method(
-                self._set, self._part, config, options, name=name, on_progress=lambda step: _show(advance, step)
+                self._set,
+                self._part,
+                config,
+                options,
+                name=name,
+                on_progress=lambda step: _show(advance, step),
+                checkpoints=None if self._options.checkpoints is None else Checkpoints(self._options.checkpoints),
             )
         return method, time.monotonic() - started
 
@@ -176,4 +184,5 @@ class Contest:
 
 
 def _show(advance: Advance, progress: Progress) -> None:
-    advance(progress.step, progress.steps, f"loss {progress.loss:.3f}, {progress.epochs:.2f} passes")
+    resumed = "" if progress.resumed_at is None else f", resumed at step {progress.resumed_at:,}"
+    advance(progress.step, progress.steps, f"loss {progress.loss:.3f}, {progress.epochs:.2f} passes{resumed}")

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig
-from trainer.loop import Progress, TrainOptions, train_samples
+from trainer.checkpoint import Checkpoints
+from trainer.loop import Progress, train_samples
 from trainer.negatives import best_scores
 from trainer.offline.arrays import catalog_inputs, training_arrays, user_inputs
 from trainer.offline.sets import OfflineSet, Part, Question
+from trainer.options import TrainOptions
 from trainer.presets import Preset, paper
 
 BATCH_USERS = 256
@@ -70,10 +72,12 @@ def train_method(
     *,
     name: str,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    checkpoints: Checkpoints | None = None,
 ) -> InterestMethod:
     """Return a model trained on *part* as a method."""
     samples, vocabulary, rows = training_arrays(made, part, config)
-    return InterestMethod(train_samples(samples, vocabulary, rows, config, options, on_progress), made, name=name)
+    model = train_samples(samples, vocabulary, rows, config, options, on_progress, checkpoints=checkpoints)
+    return InterestMethod(model, made, name=name)
 
 
 def single_vector() -> Preset:

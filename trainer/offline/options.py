@@ -8,7 +8,7 @@ from typing import Literal
 
 from engine.sources import Columns
 from trainer.offline.splits import Split
-from trainer.presets import PRESETS, Preset
+from trainer.presets import PRESETS, Preset, overridden
 
 Only = Literal["model", "baselines"]
 
@@ -37,11 +37,19 @@ class BenchOptions:
     export: Path | None = None
     json: Path | None = None
     plots: Path | None = None
+    checkpoints: Path | None = None
+    """Folder where trainings keep their state, to go on after a crash or Ctrl-C."""
+    overrides: tuple[str, ...] = ()
+    """`name=value`, for fields of `MindConfig` and `TrainOptions`; for the model, not for the methods beside it."""
     threads: int = 2
     columns: Columns | None = None
     command: tuple[str, ...] = ()
     """The words of the command, for the record."""
 
     def chosen_preset(self) -> Preset:
-        """Return the preset, before anything is changed in it."""
-        return PRESETS[self.preset]()
+        """Return the preset with the overrides, before anything else is changed in it.
+
+        Raises:
+            ConfigError: an override names no field, or its value doesn't fit.
+        """
+        return overridden(PRESETS[self.preset](), self.overrides)

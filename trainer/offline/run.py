@@ -75,6 +75,7 @@ def load_set(options: BenchOptions, display: Display) -> OfflineSet:
 def _check(options: BenchOptions) -> None:
     if options.preset not in PRESETS:
         raise ConfigError("--preset", got=options.preset, expected=f"one of {', '.join(PRESETS)}")
+    options.chosen_preset()
     if not 0.0 <= options.withhold < 1.0:
         raise ConfigError("--withhold", got=options.withhold, expected="a share from 0 to below 1")
     if options.max_seconds is not None and not 0.0 < options.max_seconds < math.inf:

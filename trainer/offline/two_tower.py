@@ -18,9 +18,9 @@ from torch.nn import functional
 from engine.model import MindConfig, Vocabulary
 from engine.model.features import WindowBatch, encode_windows
 from engine.model.mind import ProfileLayer
-from trainer.loop import TrainOptions
 from trainer.offline.arrays import catalog_inputs, training_arrays, user_inputs
 from trainer.offline.sets import OfflineSet, Part, Question
+from trainer.options import TrainOptions
 from trainer.samples import cut_windows
 
 LEARNING_RATE = 3e-3

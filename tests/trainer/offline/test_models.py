@@ -15,7 +15,6 @@ from engine.model import MindConfig
 from engine.recall import ListLimits
 from tests.trainer.log_builders import make_log
 from tests.trainer.offline.builders import ask, make_part, make_set
-from trainer.loop import TrainOptions
 from trainer.offline.arrays import training_arrays
 from trainer.offline.cold import cold_rows, judge_cold, withhold
 from trainer.offline.export import export_vectors
@@ -24,6 +23,7 @@ from trainer.offline.search import answer
 from trainer.offline.served import served_lists
 from trainer.offline.sets import OfflineSet, Part
 from trainer.offline.two_tower import TwoTower
+from trainer.options import TrainOptions
 from trainer.samples import build_samples, build_vocabulary
 
 CONFIG = MindConfig(dimensions=16, interests=3, max_clicks=8)
