@@ -32,6 +32,9 @@ FIELD_ROWS = "item_field_rows"
 UNSTORED_PREFIX = "extractor."
 """Left out of the stored names, which are those of the paper's parts wherever the code keeps them."""
 
+CACHED_NUMBERS = 200_000
+"""So many float32 numbers of behavior vectors are routed at once on a CPU: 800 kB, which stay in a core's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class WindowTensors:
@@ -48,6 +51,11 @@ class WindowTensors:
         """Return *batch* on *device*."""
         arrays = (batch.rows, batch.strengths, batch.counts, batch.profile_rows, batch.profile_numbers)
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+
+    def part(self, places: slice) -> Self:
+        """Return the windows at *places*."""
+        fields = (self.rows, self.strengths, self.counts, self.profile_rows, self.profile_numbers)
+        return type(self)(*(field[places] for field in fields))
 
 
 class MindNetwork(nn.Module):
@@ -118,23 +126,56 @@ class MindNetwork(nn.Module):
         Returns:
             (B, K, D) float32 interest vectors, zero where unused, and the (B, L, K) float32 routing weights.
         """
-        capsules, weights = self._extract(behaviors, windows, previous)
-        vectors = self._finish(capsules, self.profile(windows.profile_rows, windows.profile_numbers))
-        used = used_slots(windows.counts, interests=self.config.interests)
-        return vectors * used.unsqueeze(-1), weights
+        capsules, weights = self._extract(behaviors, windows, self._strengths(windows), previous)
+        return self._finish(capsules, windows), weights
 
-    def _extract(self, behaviors: Tensor, windows: WindowTensors, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    def route_rows(
+        self, table: Tensor, windows: WindowTensors, previous: Tensor | None = None, *, at_once: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, gathering the behavior vectors of *at_once* windows at a time.
+
+        On a CPU the gathered vectors then stay in the cache through all rounds of routing.
+
+        Args:
+            table: (N + 1, W) item vectors, mapped by `map_behaviors`, for the rows of *windows*.
+            windows: B windows.
+            previous: as in `forward`.
+            at_once: at least 1.
+        """
+        strengths = self._strengths(windows)
+        capsules, weights = [], []
+        for start in range(0, max(len(windows.rows), 1), at_once):
+            places = slice(start, start + at_once)
+            part = windows.part(places)
+            known = None if previous is None else previous[places]
+            found = self._extract(functional.embedding(part.rows, table), part, strengths[places], known)
+            capsules.append(found[0])
+            weights.append(found[1])
+        return self._finish(torch.cat(capsules), windows), torch.cat(weights)
+
+    def _strengths(self, windows: WindowTensors) -> Tensor:
+        """Return (B, L) how much each click counts, its age considered."""
+        if not self.config.recency:
+            return windows.strengths
+        return windows.strengths * self.recency[: windows.rows.shape[1]].flip(0).exp()
+
+    def _extract(
+        self, behaviors: Tensor, windows: WindowTensors, strengths: Tensor, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         count, length = windows.rows.shape
         if not count or not length:
             slots = self.config.interests
             return behaviors.new_zeros(count, slots, self.config.dimensions), behaviors.new_zeros(count, length, slots)
-        strengths = windows.strengths
-        if self.config.recency:
-            strengths = strengths * self.recency[:length].flip(0).exp()
         capsules, weights = self.extractor(behaviors, strengths, windows.rows, windows.counts, previous)
         return capsules, weights
 
-    def _finish(self, capsules: Tensor, profiles: Tensor) -> Tensor:
+    def _finish(self, capsules: Tensor, windows: WindowTensors) -> Tensor:
+        """Return (B, K, D) interests of the capsules, zero where unused."""
+        profiles = self.profile(windows.profile_rows, windows.profile_numbers)
+        vectors = self._layers(capsules, profiles)
+        return vectors * used_slots(windows.counts, interests=self.config.interests).unsqueeze(-1)
+
+    def _layers(self, capsules: Tensor, profiles: Tensor) -> Tensor:
         hidden = torch.cat([profiles.unsqueeze(1).expand(-1, capsules.shape[1], -1), capsules], dim=-1)
         for layer in self.layers[:-1]:
             hidden = functional.relu(layer(hidden))
@@ -241,9 +282,18 @@ class InterestModel:
         windows = WindowTensors.of(batch, self._device)
         before = None if previous is None else torch.from_numpy(previous).to(self._device)
         with torch.inference_mode():
-            vectors, weights = self._network(self._behaviors[windows.rows], windows, before)
+            vectors, weights = self._network.route_rows(
+                self._behaviors, windows, before, at_once=self._windows_at_once(batch)
+            )
         mask = np.arange(self.config.interests) < batch.counts[:, None]
         return vectors.cpu().numpy(), mask, weights.cpu().numpy()
+
+    def _windows_at_once(self, batch: WindowBatch) -> int:
+        """Return how many windows are routed together: all on a GPU, as many as fit a core's cache on a CPU."""
+        if self._device.type != "cpu":
+            return max(len(batch.rows), 1)
+        numbers: int = batch.rows.shape[1] * self._behaviors.shape[1]
+        return max(1, CACHED_NUMBERS // max(numbers, 1))
 
     def item_vectors(self, items: Sequence[ItemInput]) -> np.ndarray:
         """Return the (N, D) float32 vectors of *items* as the catalog describes them now.

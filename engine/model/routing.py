@@ -53,22 +53,26 @@ def route(
     closed = torch.arange(logits.shape[-1], device=logits.device) >= counts.unsqueeze(-1)  # (B, K), out of the contest
     if general:
         closed[:, 0] = counts > 1
+    # Clicks last, so that softmax and sums run along memory; (B, K, 1) and (B, 1, L).
+    closed, factors = closed.unsqueeze(-1), strengths.unsqueeze(1)
+    logits = logits.transpose(1, 2)
     with torch.no_grad():
         for _ in range(rounds - 1):
-            capsules, _weights = _form(behaviors, strengths, logits, closed, general=general)
-            agreement = torch.bmm(behaviors, capsules.transpose(1, 2)) * scale  # (B, L, K)
+            capsules, _weights = _form(behaviors, factors, logits, closed, general=general)
+            agreement = torch.bmm(capsules, behaviors.transpose(1, 2)) * scale  # (B, K, L)
             logits = logits + agreement if accumulate else agreement  # b_ij
-    return _form(behaviors, strengths, logits, closed, general=general)
+    capsules, weights = _form(behaviors, factors, logits, closed, general=general)
+    return capsules, weights.transpose(1, 2)
 
 
 def _form(
-    behaviors: Tensor, strengths: Tensor, logits: Tensor, closed: Tensor, *, general: bool
+    behaviors: Tensor, factors: Tensor, logits: Tensor, closed: Tensor, *, general: bool
 ) -> tuple[Tensor, Tensor]:
-    weights = logits.masked_fill(closed.unsqueeze(1), -torch.inf).softmax(dim=-1)  # w_ij, over the interests
+    weights = logits.masked_fill(closed, -torch.inf).softmax(dim=1)  # w_ij, over the interests
     if general:
-        weights = torch.cat([torch.ones_like(weights[..., :1]), weights[..., 1:]], dim=-1)
-    weights = weights * strengths.unsqueeze(-1)  # padding has strength 0
-    return squash(torch.bmm(weights.transpose(1, 2), behaviors)), weights  # u_j
+        weights = torch.cat([torch.ones_like(weights[:, :1]), weights[:, 1:]], dim=1)
+    weights = weights * factors  # padding has strength 0
+    return squash(torch.bmm(weights, behaviors)), weights  # u_j
 
 
 def warm_logits(behaviors: Tensor, logits: Tensor, previous: Tensor, *, scale: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from engine.model.config import MindConfig
 from engine.model.extractors.contract import Extractor, used_slots
@@ -38,7 +39,7 @@ class MindRouting(Extractor):
     ) -> tuple[Tensor, Tensor]:
         """Return capsules and routing weights; see `route`, and `warm_logits` for *previous*."""
         scale = self._config.agreement_scale
-        logits = self.logits[rows]
+        logits = functional.embedding(rows, self.logits)
         if previous is not None:
             logits = warm_logits(behaviors, logits, previous, scale=scale)
         return route(
