@@ -101,8 +101,8 @@ def sampled_softmax_loss(
         others = others + harder(scores.detach() * hardness, hits)
     own = torch.bmm(interests, target_vectors.unsqueeze(-1)).squeeze(-1)  # (B, K)
     own = own.masked_fill(~used, -torch.inf).amax(dim=1, keepdim=True)
-    first = torch.zeros(len(interests), dtype=torch.int64, device=interests.device)
-    return functional.cross_entropy(torch.cat([own, others], dim=1), first)
+    # Cross-entropy of the target among both, without laying them side by side.
+    return (torch.logaddexp(own.squeeze(1), others.logsumexp(dim=1)) - own.squeeze(1)).mean()
 
 
 def harder(raised: Tensor, hits: Tensor) -> Tensor:

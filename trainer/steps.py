@@ -74,64 +74,70 @@ class Steps:
         )
 
     def loss(self, batch: tuple[WindowBatch, np.ndarray]) -> Tensor:
-        """Return the mean loss of one batch.
-
-        Items are pooled, dropped out and mapped once a step, however many clicks of the batch are on them.
-        """
+        """Return the mean loss of one batch."""
         windows, targets = batch
-        negatives, draws = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        if self._sampler is not None:
-            negatives, draws = self._sampler.draw(self._random, targets)
-        rows = self._rows_in_use(windows.rows, targets, negatives)
-        table = self._pool(rows)
-        behaviors = self._network.map_behaviors(functional.dropout(table, self._options.behavior_dropout))
-        vectors, weights = self._network(
-            functional.embedding(self._places(rows, windows.rows), behaviors),
-            WindowTensors.of(windows, self._device),
-        )
-        wanted = self._places(rows, targets)
-        target_vectors = functional.embedding(wanted, table)
-        used = torch.from_numpy(np.arange(vectors.shape[1]) < windows.counts[:, None]).to(self._device)  # (B, K)
-        penalty = self._penalty(weights, windows)
-        if self._options.label_aware:
-            chosen = attend(vectors, used, target_vectors, power=self._network.config.attention_power)
-            vectors, used = chosen.unsqueeze(1), used[:, :1]
         if self._sampler is None:
-            return full_softmax_loss(vectors, used, table, wanted) + penalty
-        drawn = self._places(rows, negatives)
+            return self._full_loss(windows, targets)
+        negatives, draws = self._sampler.draw(self._random, targets)
+        # One gather for all three parts, and one scatter of their gradients.
+        clicked = np.unique(np.append(windows.rows, 0))
+        parts = (clicked, targets, negatives)
+        items, wanted, others = torch.split(self._pool(np.concatenate(parts)), [len(part) for part in parts])
+        vectors, used, penalty = self._route(windows, clicked, items)
+        if self._options.label_aware:
+            vectors, used = self._attend(vectors, used, wanted)
         loss = sampled_softmax_loss(
             vectors,
             used,
-            target_vectors,
-            functional.embedding(drawn, table),
-            targets=wanted,
-            negatives=drawn,
-            draws=torch.from_numpy(draws).to(self._device),
+            wanted,
+            others,
+            targets=self._tensor(targets),
+            negatives=self._tensor(negatives),
+            draws=self._tensor(draws),
             hardness=self._options.hardness,
         )
         return loss + penalty
+
+    def _full_loss(self, windows: WindowBatch, targets: np.ndarray) -> Tensor:
+        rows = np.arange(self._items + 1)
+        items, wanted = self._pool(rows), self._tensor(targets)
+        vectors, used, penalty = self._route(windows, rows, items)
+        if self._options.label_aware:
+            vectors, used = self._attend(vectors, used, functional.embedding(wanted, items))
+        return full_softmax_loss(vectors, used, items, wanted) + penalty
+
+    def _route(self, windows: WindowBatch, rows: np.ndarray, items: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return (B, K, D) interests, the (B, K) bool of those in use, and the penalty, from the *items* in *rows*.
+
+        Items are dropped out and mapped once, however many clicks of the batch are on them.
+        """
+        share = self._options.behavior_dropout
+        behaviors = self._network.map_behaviors(functional.dropout(items, share) if share else items)
+        places = windows.rows if len(rows) == self._items + 1 else np.searchsorted(rows, windows.rows)
+        vectors, weights = self._network(
+            functional.embedding(self._tensor(places), behaviors), WindowTensors.of(windows, self._device)
+        )
+        used = self._tensor(np.arange(vectors.shape[1]) < windows.counts[:, None])
+        return vectors, used, self._penalty(weights, windows)
+
+    def _attend(self, vectors: Tensor, used: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = attend(vectors, used, wanted, power=self._network.config.attention_power)
+        return chosen.unsqueeze(1), used[:, :1]
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     def _penalty(self, weights: Tensor, windows: WindowBatch) -> Tensor | float:
         factor = self._options.routing_variance_penalty
         if not factor:
             return 0.0
-        return factor * routing_variance(weights, torch.from_numpy(windows.rows > 0).to(self._device))
-
-    def _rows_in_use(self, *used: np.ndarray) -> np.ndarray:
-        """Return ascending item rows, 0 among them: all rows where every item is a negative, else those of *used*."""
-        if self._sampler is None:
-            return np.arange(self._items + 1)
-        return np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *(rows.ravel() for rows in used)]))
-
-    def _places(self, rows: np.ndarray, wanted: np.ndarray) -> Tensor:
-        places = wanted if len(rows) == self._items + 1 else np.searchsorted(rows, wanted)
-        return torch.from_numpy(places).to(self._device)
+        return factor * routing_variance(weights, self._tensor(windows.rows > 0))
 
     def _pool(self, rows: np.ndarray) -> Tensor:
         kept = None
         if self._options.id_dropout:
-            kept = torch.from_numpy(self._random.random(len(rows)) >= self._options.id_dropout).to(self._device)
-        return self._network.pool_items(torch.from_numpy(rows).to(self._device), id_kept=kept)
+            kept = self._tensor(self._random.random(len(rows)) >= self._options.id_dropout)
+        return self._network.pool_items(self._tensor(rows), id_kept=kept)
 
 
 def routing_variance(weights: Tensor, present: Tensor) -> Tensor:

@@ -144,9 +144,11 @@ def test_hard_negatives_weigh_more_where_their_score_is_higher_and_one_on_averag
     assert factors.mean().item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_in_batch_negatives_of_a_batch_with_one_target_leave_a_loss_of_zero() -> None:
+def test_in_batch_negatives_of_a_batch_with_one_target_leave_a_loss_of_zero_and_finite_gradients() -> None:
+    interests = torch.ones(2, 1, 2, requires_grad=True)
+
     loss = sampled_softmax_loss(
-        torch.ones(2, 1, 2),
+        interests,
         torch.ones(2, 1, dtype=torch.bool),
         torch.ones(2, 2),
         torch.ones(2, 2),
@@ -155,8 +157,11 @@ def test_in_batch_negatives_of_a_batch_with_one_target_leave_a_loss_of_zero() ->
         draws=torch.ones(2),
         hardness=1.0,
     )
+    loss.backward()
 
     assert loss.item() == 0.0
+    assert interests.grad is not None
+    assert torch.isfinite(interests.grad).all()
 
 
 def test_the_routing_variance_is_that_of_the_shares_and_an_interest_of_one_click_has_most() -> None:

@@ -1,0 +1,52 @@
+"""The model's benchmark runs, and its reference is the same model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.eager_mind import EagerMind
+from engine.model.routing import route
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_benchmark_writes_its_figures_its_references_and_its_checks(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "benchmarks/bench_model.py", "--quick", "--json", str(file)]
+
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+    assert ended.returncode in (0, 1), ended.stderr
+    figures = json.loads(file.read_text())
+    assert {one["name"].split(",")[0] for one in figures["checks"]} == {"training step", "batch inference"}
+    assert all(one["holds"] == (one["value"] >= one["must"]) for one in figures["checks"])
+    assert ended.returncode == (0 if all(one["holds"] for one in figures["checks"]) else 1)
+    assert min(figures["training"].values()) > 0
+    assert min(figures["inference"].values()) > 0
+    assert set(figures["micro_batches"]) == {"1 windows", "32 windows", "256 windows"}
+
+
+def test_the_eager_reference_computes_our_routing_with_and_without_repeats() -> None:
+    rows = torch.tensor([[3, 1, 4, 1, 5], [0, 0, 2, 6, 5]])
+    for repeats in (True, False):
+        model = EagerMind(items=9, dimensions=8, interests=4, repeats=repeats).eval()
+        torch.manual_seed(5)
+        capsules = model(rows)
+        torch.manual_seed(5)
+        logits = torch.randn(2, 4, 5).transpose(1, 2)
+
+        ours, _ = route(
+            model.shared_map(model.items(rows)),
+            (rows > 0).float(),
+            logits,
+            torch.tensor([4, 4]),
+            rounds=3,
+            accumulate=False,
+        )
+
+        torch.testing.assert_close(capsules, ours, atol=1e-5, rtol=1e-4)
