@@ -123,6 +123,8 @@ class Settings(BaseSettings):
     """Fewer clicks in the log train nothing."""
     train_min_judged_users: int = Field(default=30, ge=1, le=10**9)
     """A version that fewer users could be judged on is not published: held-out clicks of new items make them."""
+    train_margin: float = Field(default=0.005, ge=0.0, le=1.0)
+    """A version so much, and two standard errors, below the one in service in Recall@50 is not published."""
     holdout_share: float = Field(default=0.1, gt=0.0, lt=0.9)
     """Share of the clicks, the latest ones, that a version is judged on."""
     seed: int = Field(default=7, ge=0, le=2**31 - 1)

@@ -44,6 +44,10 @@ class Evaluation:
     gain_over_popular_standard_error: float
     gain_over_itemcf: float
     gain_over_itemcf_standard_error: float
+    serving_recall_at_50: float | None = None
+    """Of the version in service, on the same users; this and the next two are None where it can't be compared."""
+    gain_over_serving: float | None = None
+    gain_over_serving_standard_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -90,7 +94,14 @@ def build_cases(before: ClickLog, later: ClickLog, *, max_clicks: int) -> list[C
     return cases
 
 
-def evaluate(model: InterestModel, before: ClickLog, later: ClickLog, *, max_clicks: int | None = None) -> Evaluation:
+def evaluate(
+    model: InterestModel,
+    before: ClickLog,
+    later: ClickLog,
+    *,
+    max_clicks: int | None = None,
+    serving: InterestModel | None = None,
+) -> Evaluation:
     """Return how well *model*, popular items and item-CF foresee *later* from *before*.
 
     Args:
@@ -98,6 +109,7 @@ def evaluate(model: InterestModel, before: ClickLog, later: ClickLog, *, max_cli
         before: the log up to the split.
         later: the log from it on, the same users.
         max_clicks: clicks that a window holds in serving; None takes the model's own bound.
+        serving: the version in service, where it has seen none of *later* either.
     """
     limit = max_clicks or model.config.max_clicks
     cases = build_cases(before, later, max_clicks=limit)
@@ -107,6 +119,8 @@ def evaluate(model: InterestModel, before: ClickLog, later: ClickLog, *, max_cli
         "popular": [complete([], case, fallback) for case in cases],
         "itemcf": item_cf_lists(before, cases, fallback, max_clicks=limit),
     }
+    if serving is not None:
+        lists["serving"] = model_lists(serving, cases, fallback, max_clicks=limit)
     recalls = {
         name: np.array([_recall(*pair) for pair in zip(answers, cases, strict=True)]) for name, answers in lists.items()
     }
@@ -117,6 +131,10 @@ def evaluate(model: InterestModel, before: ClickLog, later: ClickLog, *, max_cli
         if prefix:
             gain, error = _mean(recalls["model"] - recalls[name])
             figures[f"gain_over_{name}"], figures[f"gain_over_{name}_standard_error"] = gain, error
+    if serving is not None:
+        figures["serving_recall_at_50"], _error = _mean(recalls["serving"])
+        gain, error = _mean(recalls["model"] - recalls["serving"])
+        figures["gain_over_serving"], figures["gain_over_serving_standard_error"] = gain, error
     without = sum(not case.history.clicks for case in cases)
     return Evaluation(users=len(cases), users_without_window=without, **figures)
 

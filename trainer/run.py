@@ -10,7 +10,6 @@ written is written and announced to its end first.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from engine.model.device import choose_device
 from engine.model.registry import Registry
 from engine.settings import Settings
 from trainer.evaluate import Evaluation, evaluate, split_by_time
+from trainer.gate import comparable_version, first_click_ms, objection
 from trainer.interrupt import Interrupts
 from trainer.log import Reading, count_clicks, read_log
 from trainer.loop import Progress, train
@@ -151,12 +151,13 @@ class _Run:
         before, later = split_by_time(reading.log, self._settings.holdout_share)
         self._check_enough(reading, before)
         model = self._train(before, self._config(parent))
-        evaluation = self._evaluate(model, before, later)
-        problem = None if self._force else objection(evaluation, least_users=self._settings.train_min_judged_users)
+        serving = comparable_version(self._settings, parent, later, say=self._display.say)
+        evaluation = self._evaluate(model, serving, before, later)
+        problem = None if self._force else objection(evaluation, settings=self._settings)
         if problem is not None:
             self._display.say(f"Not published: {problem}; collect more clicks, or publish with --force.")
             return RunResult("refused", None, evaluation)
-        return self._publish(model, reading, evaluation, parent)
+        return self._publish(model, reading, evaluation, parent, later)
 
     def _is_unchanged(self, parent: Mapping[str, Any]) -> bool:
         seen = (parent.get("training") or {}).get("log_ends")
@@ -228,9 +229,11 @@ class _Run:
             )
         return model
 
-    def _evaluate(self, model: InterestModel, before: ClickLog, later: ClickLog) -> Evaluation:
+    def _evaluate(
+        self, model: InterestModel, serving: InterestModel | None, before: ClickLog, later: ClickLog
+    ) -> Evaluation:
         with self._display.phase("Evaluating") as advance:
-            judged = evaluate(model, before, later, max_clicks=self._settings.window_max_clicks)
+            judged = evaluate(model, before, later, max_clicks=self._settings.window_max_clicks, serving=serving)
             advance(judged.users, judged.users, "users")
         for method, recall in (
             ("model", judged.recall_at_50),
@@ -242,11 +245,17 @@ class _Run:
             f"Recall@50 {judged.recall_at_50:.4f} ± {judged.standard_error:.4f} on the later clicks of "
             f"{judged.users:,} users; popular {judged.popular_recall_at_50:.4f}, "
             f"item-CF {judged.itemcf_recall_at_50:.4f}"
+            + (f", the version in service {judged.serving_recall_at_50:.4f}" if serving is not None else "")
         )
         return judged
 
     def _publish(
-        self, model: InterestModel, reading: Reading, evaluation: Evaluation, parent: Mapping[str, Any] | None
+        self,
+        model: InterestModel,
+        reading: Reading,
+        evaluation: Evaluation,
+        parent: Mapping[str, Any] | None,
+        later: ClickLog,
     ) -> RunResult:
         settings, click_range = self._settings, reading.range_ms
         manifest = {
@@ -257,6 +266,7 @@ class _Run:
                 "users": len(reading.log.histories),
                 "first_click_ms": click_range[0] if click_range else None,
                 "last_click_ms": click_range[1] if click_range else None,
+                "learned_before_ms": first_click_ms(later),
                 "holdout_share": settings.holdout_share,
                 "log_ends": _named(reading.ends),
             },
@@ -275,21 +285,6 @@ class _Run:
             announced = publish(settings, parts, now_ms=now_ms())
             self._display.say(f"Published version {announced.model_version} with {len(parts.item_ids):,} items.")
         return RunResult("published", announced.model_version, evaluation)
-
-
-def objection(evaluation: Evaluation, *, least_users: int) -> str | None:
-    """Return why a model is not to be published; None where nothing speaks against it."""
-    recall, popular = evaluation.recall_at_50, evaluation.popular_recall_at_50
-    if evaluation.users < least_users:
-        return (
-            f"{evaluation.users} users have a later click on an item outside their window to judge the model on, "
-            f"at least {least_users} are needed"
-        )
-    if not math.isfinite(recall):
-        return f"Recall@50 is {recall}"
-    if recall < popular:
-        return f"Recall@50 {recall:.4f} is below the popular list's {popular:.4f}"
-    return None
 
 
 def now_ms() -> int:

@@ -27,10 +27,9 @@ from engine.settings import Settings
 from engine.snapshot import load_snapshot
 from engine.streams.topics import create_topics
 from tests.builders import NOON_MS, make_click
-from trainer.evaluate import Evaluation
 from trainer.progress import Display
 from trainer.publish import read_announced
-from trainer.run import objection, run_training
+from trainer.run import run_training
 
 TASTES, ITEMS_OF_A_TASTE = 6, 25
 _prefixes = (f"run{number}-" for number in itertools.count())
@@ -176,27 +175,6 @@ def test_version_worse_than_popular_is_refused_unless_forced(settings: Settings)
     assert (refused.outcome, refused.version) == ("refused", None)
     assert "below the popular list" in written.getvalue()
     assert (forced.outcome, forced.version) == ("published", "0001")
-
-
-def evaluation(**figures: float) -> Evaluation:
-    values = {field.name: 0.2 for field in dataclasses.fields(Evaluation)}
-    return Evaluation(**{**values, "users": 30, "users_without_window": 0, **figures})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("figures", "reason"),
-    [
-        ({"recall_at_50": 0.2, "popular_recall_at_50": 0.1}, None),
-        ({"recall_at_50": 0.1, "popular_recall_at_50": 0.1}, None),
-        ({"recall_at_50": 0.09, "popular_recall_at_50": 0.1}, "below"),
-        ({"recall_at_50": float("nan")}, "nan"),
-        ({"users": 29, "recall_at_50": 1.0}, "29 users have a later click"),
-    ],
-)
-def test_gate_objects_to_what_is_worse_than_popular_or_cannot_be_judged(figures: dict[str, float], reason: str | None):
-    objected = objection(evaluation(**figures), least_users=30)
-
-    assert (objected is None) if reason is None else (objected is not None and reason in objected)
 
 
 def test_taken_metrics_port_is_a_wrong_setting():
