@@ -91,9 +91,9 @@ class Settings(BaseSettings):
     """How long the refresh loop waits for company after the first dirty user, in milliseconds."""
     list_size: int = Field(default=200, ge=1, le=1_000)
     """Items of a recall list."""
-    interest_floor: float = Field(default=0.1, ge=0.0, le=0.5)
+    interest_floor: float = Field(default=0.05, ge=0.0, le=0.5)
     """Share of a list that each interest gets at least, if it has that many candidates; scaled down so that it fits."""
-    interest_cap: float = Field(default=0.7, ge=0.1, le=1.0)
+    interest_cap: float = Field(default=0.9, ge=0.1, le=1.0)
     """Share of a list that one interest gets at most, while others can fill the rest."""
     exclude_seen: bool = True
     """Leave items of the user's window out of the list."""
