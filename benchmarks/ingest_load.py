@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from aiokafka import AIOKafkaProducer
 
 from engine.settings import Settings
-from engine.streams.batches import partition_of
+from engine.streams.partitioning import partition_of
 
 USERS = 1_000_000
 ITEMS = 100_000
