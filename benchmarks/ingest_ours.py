@@ -26,6 +26,7 @@ from engine.streams.batches import Bounds, ClickBatch, FaustApp
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
 from engine.streams.decompression import bound_decompression
+from engine.streams.garbage import seldom_collect_garbage
 
 PERIOD_S = 1.0
 
@@ -104,6 +105,7 @@ def disk_bytes(directory: Path) -> int:
 
 async def main() -> None:
     bound_decompression()
+    seldom_collect_garbage()
     (arguments.data / "engine").mkdir(parents=True)
     epoch = await topic_epoch(settings, "clicks")
     publisher, reader = Publisher(settings), Reader(settings.refresh_batch_size)
