@@ -35,6 +35,7 @@ from engine.streams.topics import create_topics
 
 HERE = Path(__file__).parent
 AT_LEAST_OF_STOCK, AT_LEAST_OF_BARE = 25.0, 0.25
+MOST_DISK = 1.5
 DRAINS = {"ours": "ingest_ours.py", "stock": "ingest_stock_faust.py", "bare": "ingest_bare.py"}
 TIMEOUT_S = 900
 
@@ -135,6 +136,7 @@ def drain(settings: Settings, name: str, clicks: int, turn: int) -> dict[str, An
 def summarize(runs: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> dict[str, Any]:
     rates = {name: statistics.median(run["clicks_per_s"] for run in each) for name, each in runs.items()}
     cpu_rates = {name: statistics.median(run["clicks_per_cpu_s"] for run in each) for name, each in runs.items()}
+    on_disk = statistics.median(run["disk_bytes"] / run["kept_bytes"] for run in runs["ours"])
     bars = (("stock Faust", "stock", AT_LEAST_OF_STOCK), ("the bare loop", "bare", AT_LEAST_OF_BARE))
     return {
         "machine": machine(),
@@ -154,6 +156,14 @@ def summarize(runs: dict[str, list[dict[str, Any]]], arguments: argparse.Namespa
                 "holds": rates["ours"] / rates[name] >= bar,
             }
             for words, name, bar in bars
+        ]
+        + [
+            {
+                "name": "disk over kept clicks",
+                "value": on_disk,
+                "must": f"<= {MOST_DISK:g}",
+                "holds": on_disk <= MOST_DISK,
+            }
         ],
     }
 
@@ -164,11 +174,12 @@ def machine() -> str:
 
 def show(figures: dict[str, Any]) -> int:
     rates, by_cpu = figures["clicks_per_s"], figures["ratio_by_cpu"]
-    over_stock, over_bare = (check["value"] for check in figures["checks"])
+    over_stock, over_bare, on_disk = (check["value"] for check in figures["checks"])
     print(
         f"ingest ({figures['machine']}): ours {rates['ours']:,.0f} clicks/s, stock Faust {rates['stock']:,.0f} "
         f"(ratio {over_stock:.1f}, by CPU {by_cpu['stock']:.1f}), bare loop {rates['bare']:,.0f} "
-        f"(ratio {over_bare:.2f}, by CPU {by_cpu['bare']:.2f})"
+        f"(ratio {over_bare:.2f}, by CPU {by_cpu['bare']:.2f}); "
+        f"disk {on_disk:.2f} of the kept clicks"
     )
     short = [check["name"] for check in figures["checks"] if not check["holds"]]
     print("falls short: " + ", ".join(short) if short else "all checks hold")

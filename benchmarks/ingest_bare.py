@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 from aiokafka import AIOKafkaConsumer
-from ingest_load import Clock, worker_arguments
+from ingest_load import Clock, finish, worker_arguments
 
 
 class Click(msgspec.Struct):
@@ -41,7 +41,7 @@ async def main() -> None:
             for record in records:
                 decode(record.value)
             taken += len(records)
-    clock.finish(taken)
+    finish(clock.stop(taken))
 
 
 asyncio.run(main())

@@ -94,17 +94,20 @@ class Clock:
         if self._began_s is None:
             self._began_s, self._cpu_began_s = time.perf_counter(), time.process_time()
 
-    def finish(self, clicks: int, **more: object) -> NoReturn:
-        """Print the figures as JSON, the last line of the output, and end the process."""
+    def stop(self, clicks: int) -> dict[str, Any]:
+        """Return the figures of a drain of so many clicks."""
         wall_s, cpu_s = time.perf_counter() - (self._began_s or 0.0), time.process_time() - self._cpu_began_s
-        rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        figures = {
+        return {
             "clicks": clicks,
             "wall_s": wall_s,
             "cpu_s": cpu_s,
             "clicks_per_s": clicks / wall_s,
             "clicks_per_cpu_s": clicks / cpu_s,
-            "rss_bytes": rss_bytes,
+            "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
-        os.write(1, b"\n" + json.dumps(figures | more).encode() + b"\n")  # Faust has put a logger in place of stdout
-        os._exit(0)  # nobody waits for a group to be left in good order
+
+
+def finish(figures: dict[str, Any]) -> NoReturn:
+    """Print *figures* as JSON, the last line of the output, and end the process."""
+    os.write(1, b"\n" + json.dumps(figures).encode() + b"\n")  # Faust has put a logger in place of stdout
+    os._exit(0)  # nobody waits for a group to be left in good order

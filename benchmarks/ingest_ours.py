@@ -12,16 +12,18 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import structlog
-from ingest_load import Clock, worker_arguments
+from ingest_load import Clock, finish, worker_arguments
 
 from engine.log import Epoch, Publisher, topic_epoch
 from engine.settings import Settings
-from engine.store.windows import PartitionStore
+from engine.store.codec import CLICKS
+from engine.store.rocksdb import open_for_reading, scan
+from engine.store.windows import PartitionStore, stores_dir
 from engine.streams.batches import Bounds, ClickBatch, FaustApp
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
@@ -99,8 +101,24 @@ def give_up(error: BaseException) -> None:
     os._exit(1)
 
 
-def disk_bytes(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+def disk() -> dict[str, int]:
+    """Return what the closed stores hold: bytes of files, bytes of the clicks that windows keep, and clicks."""
+    kept_bytes = stored_clicks = 0
+    for directory in stores_dir(settings).iterdir():
+        db, users = open_for_reading(directory), Counter[bytes]()
+        for key, value in scan(db.iter(), CLICKS):
+            user = key[1 : key.index(0)]
+            users[user] += 1
+            stored_clicks += 1
+            if users[user] <= settings.window_max_clicks:
+                kept_bytes += len(key) + len(value)
+        db.close()
+    files = (path for path in stores_dir(settings).rglob("*") if path.is_file() and not path.name.startswith("LOG"))
+    return {
+        "disk_bytes": sum(path.stat().st_size for path in files),
+        "kept_bytes": kept_bytes,
+        "stored_clicks": stored_clicks,
+    }
 
 
 async def main() -> None:
@@ -120,11 +138,14 @@ async def main() -> None:
     reading.cancel()
     await asyncio.wait([reading])
     await reader.read_all()
-    wall_cpu = {
+    figures = ingest.clock.stop(ingest.taken)
+    figures |= {
         "windows_read": reader.windows_read,
         "read_cpu_us_per_window": reader.read_s / reader.windows_read * 1e6,
     }
-    ingest.clock.finish(ingest.taken, **wall_cpu, disk_bytes=disk_bytes(arguments.data))
+    for store in list(reader.stores.values()):
+        store.close()
+    finish(figures | disk())
 
 
 arguments = worker_arguments()

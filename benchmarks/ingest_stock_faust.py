@@ -12,7 +12,7 @@ import sys
 from bisect import insort
 
 import faust
-from ingest_load import Clock, worker_arguments
+from ingest_load import Clock, finish, worker_arguments
 
 arguments, clock = worker_arguments(), Clock()
 PARTITIONS = int(os.environ["CLICKS_PARTITIONS"])
@@ -53,7 +53,7 @@ async def fold(stream: faust.StreamT) -> None:
         windows[click["user_id"]] = window[-50:]
         taken += 1
         if taken == arguments.clicks:
-            clock.finish(taken)
+            finish(clock.stop(taken))
 
 
 sys.argv = [sys.argv[0], "--datadir", str(arguments.data), "worker", "--without-web", "--loglevel", "warn"]
