@@ -46,7 +46,41 @@ def raw_with(fragment: str) -> bytes:
     return GOOD[:-1] + b"," + fragment.encode() + b"}"
 
 
+def outcome(value: bytes, *, recorded_at_ms: int) -> ClickEvent | str:
+    """Return the click that *value* is taken for, or why it is not."""
+    try:
+        return decode(value, recorded_at_ms=recorded_at_ms)
+    except MalformedEvent as error:
+        return error.reason
+
+
 # --- good ones
+
+
+@given(
+    fields=st.fixed_dictionaries(
+        {},
+        optional={
+            "item_id": st.sampled_from(["i1", "", " ", "x" * 256, "x" * 257, "a\x7fb", "é", 7, None]),
+            "event_id": st.sampled_from(["e1", "", "  ", "x" * 257, None]),
+            "event_type": st.sampled_from(["buy", "click", "", " ", "x" * 65, None]),
+            "weight": st.sampled_from([0, -0.0, 2.5, -1, 1e6, 2e6, "1", None]),
+            "clicked_at_ms": st.sampled_from(
+                [0, -1, NOON_MS, NOON_MS // 1000, NOON_MS * 1000, NOON_MS + 60_001, 2**63]
+            ),
+            "page": st.just("home"),
+        },
+    ),
+    recorded_at_ms=st.sampled_from([-1, 0, 5, NOON_MS, 2**63 - 1]),
+)
+def test_plain_ascii_is_judged_as_the_same_message_with_an_escape_is(
+    fields: dict[str, object], recorded_at_ms: int
+) -> None:
+    plain = click_with(**fields)  # may go the short way; an escape never does
+    escaped = plain.replace(b'"u1"', b'"\\u00751"')
+
+    assert escaped != plain
+    assert repr(outcome(plain, recorded_at_ms=recorded_at_ms)) == repr(outcome(escaped, recorded_at_ms=recorded_at_ms))
 
 
 def test_a_click_with_the_required_fields_is_taken_and_the_rest_has_defaults() -> None:

@@ -19,6 +19,7 @@ puts "ab" before "a".
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -68,14 +69,21 @@ def decode_offset(value: bytes) -> int:
 
 def click_order(click: ClickEvent) -> bytes:
     """Return what follows the user's prefix in a click's key: its place in the window, newest first."""
-    return _U64.pack(_ALL_ONES - click.clicked_at_ms) + click.identity.translate(_FLIP) + b"\xff"
+    identity = click.item_id if click.event_id is None else click.event_id
+    return _U64.pack(_ALL_ONES - click.clicked_at_ms) + identity.encode().translate(_FLIP) + b"\xff"
 
 
 def encode_click(click: ClickEvent) -> bytes:
     """Return the value of a click: what its key does not say."""
-    event_type = click.event_type.encode()
-    head = _CLICK.pack(FORMAT, click.event_id is not None, click.weight, len(event_type))
-    return head + event_type + (click.item_id.encode() if click.event_id is not None else b"")
+    if click.event_id is None:
+        return _click_head(False, click.event_type, click.weight)
+    return _click_head(True, click.event_type, click.weight) + click.item_id.encode()
+
+
+@lru_cache(maxsize=1_000)  # clicks come in few types and weights
+def _click_head(has_event_id: bool, event_type: str, weight: float) -> bytes:
+    name = event_type.encode()
+    return _CLICK.pack(FORMAT, has_event_id, weight, len(name)) + name
 
 
 def decode_click(user_id: str, order: bytes, value: bytes) -> ClickEvent:

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import msgspec
 from rocksdict import Rdict, RdictIter
 
 from engine.events import ClickEvent
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, MARKS, PROFILES, DerivedRow
-from engine.store.rocksdb import read_value, scan, scan_keys
+from engine.store.rocksdb import check_status, read_value, scan, scan_keys
 from engine.window import BehaviorWindow
 
 
-@dataclass(frozen=True, slots=True)
-class DirtyUser:
+class DirtyUser(msgspec.Struct, frozen=True, gc=False):
     """A user whose list is due: `accepted_at_ms` is when the log accepted the oldest click that no list reflects yet.
 
     None: no click waits (the list is only behind the model), or its record carried no timestamp.
@@ -118,11 +118,15 @@ def scan_window(view: RdictIter, user_id: str, *, max_clicks: int) -> tuple[tupl
     """
     prefix = codec.user_prefix(CLICKS, user_id.encode())
     kept: list[ClickEvent] = []
-    for key, value in scan(view, prefix):
+    view.seek(prefix)  # `scan`, without its generator: most of a refresh's reading is this loop
+    while (key := view.key()) is not None and key.startswith(prefix):
         if len(kept) == max_clicks:
             surplus = list(islice(scan_keys(view, prefix, start=key), max_clicks))
             return tuple(reversed(kept)), surplus[0] if len(surplus) == max_clicks else None
-        kept.append(codec.decode_click(user_id, key[len(prefix) :], value))
+        kept.append(codec.decode_click(user_id, key[len(prefix) :], view.value()))
+        view.next()
+    if key is None:
+        check_status(view)
     return tuple(reversed(kept)), None
 
 

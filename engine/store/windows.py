@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 from rocksdict import Rdict, WriteBatch
 
 from engine.errors import StoreFormatError
@@ -57,8 +58,7 @@ class StoreHeader:
     format: int = codec.FORMAT
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedClick:
+class LoggedClick(msgspec.Struct, frozen=True, gc=False):
     """A click and its place in the log; `recorded_at_ms` is when the log accepted it, -1 where it doesn't say."""
 
     offset: int
@@ -151,12 +151,8 @@ class PartitionStore:
         with self._lock:
             fresh = [logged for logged in clicks if logged.offset > self._applied_offset]
             batch = WriteBatch(raw_mode=True)
-            for logged in fresh:
-                click = logged.click
-                prefix = codec.user_prefix(CLICKS, click.user_id.encode())
-                batch.put(prefix + codec.click_order(click), codec.encode_click(click))
-            self._put_profiles(batch, fresh)
-            marks = self._put_marks(batch, fresh)
+            marks = self._put_clicks(batch, fresh)
+            self._put_profiles(batch, [logged for logged in fresh if logged.click.profile])
             through = max(self._applied_offset, through_offset)
             if through >= 0:
                 batch.put(codec.OFFSET_KEY, codec.encode_offset(through))
@@ -165,14 +161,30 @@ class PartitionStore:
             self._applied_offset = through
             return len(fresh)
 
+    def _put_clicks(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> dict[str, DirtyUser]:
+        """Put each click, and mark each user once; one whose mark still waits needs no second, as refresh reads later.
+
+        Runs once for every click there is: one loop, and no more objects than it must make.
+        """
+        put, pending, marks = batch.put, self._pending, dict[str, DirtyUser]()
+        for logged in fresh:
+            click = logged.click
+            user_id = click.user_id
+            user = user_id.encode()
+            put(CLICKS + user + b"\x00" + codec.click_order(click), codec.encode_click(click))
+            if user_id not in pending and user_id not in marks:
+                offset, accepted_at_ms = logged.offset, logged.recorded_at_ms
+                known_at_ms = accepted_at_ms if accepted_at_ms >= 0 else None
+                marks[user_id] = DirtyUser(user_id, known_at_ms, (offset,))
+                put(codec.mark_key(offset, user), codec.encode_mark(known_at_ms))
+        return marks
+
     def _put_profiles(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> None:
         rows: dict[bytes, ProfileValue] = {}
         for logged in fresh:
             click = logged.click
-            if not click.profile:
-                continue
             prefix = codec.user_prefix(PROFILES, click.user_id.encode())
-            for name, value in click.profile.items():
+            for name, value in (click.profile or {}).items():
                 key = prefix + name.encode()
                 offered = ProfileValue(click.clicked_at_ms, click.identity, value)
                 held = rows.get(key) or self._read_profile_row(key)
@@ -184,18 +196,6 @@ class PartitionStore:
     def _read_profile_row(self, key: bytes) -> ProfileValue | None:
         stored = self._db.get(key)
         return None if stored is None else codec.decode_profile(stored)
-
-    def _put_marks(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> dict[str, DirtyUser]:
-        """Mark each user of *fresh* once; one whose mark still waits needs no second, the refresh reads later."""
-        marks: dict[str, DirtyUser] = {}
-        for logged in fresh:
-            user_id = logged.click.user_id
-            if user_id in self._pending or user_id in marks:
-                continue
-            accepted_at_ms = logged.recorded_at_ms if logged.recorded_at_ms >= 0 else None
-            marks[user_id] = DirtyUser(user_id, accepted_at_ms, (logged.offset,))
-            batch.put(codec.mark_key(logged.offset, user_id.encode()), codec.encode_mark(accepted_at_ms))
-        return marks
 
     # --- refresh
 

@@ -28,6 +28,7 @@ from engine.streams.batches import FaustApp
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
 from engine.streams.decompression import bound_decompression
+from engine.streams.garbage import seldom_collect_garbage
 
 BROKER_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
@@ -73,6 +74,7 @@ async def _run(settings: Settings) -> None:
     for topic in ("items", "models", "clicks.dead-letters"):
         await topic_epoch(settings, topic)  # whatever needs it would wait for a missing one
     bound_decompression()
+    seldom_collect_garbage()
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as parts:
         parts.enter_context(_own(settings.data_dir / "engine"))

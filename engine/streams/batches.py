@@ -21,7 +21,6 @@ import hashlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import faust
@@ -29,7 +28,6 @@ import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
-from aiokafka.partitioner import murmur2
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
@@ -100,12 +98,6 @@ class Intake(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Stop the engine because of *error*."""
-
-
-@lru_cache(maxsize=100_000)
-def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition that Kafka's default partitioner gives *key* (murmur2)."""
-    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 class _BatchThread(driver.AIOKafkaConsumerThread):

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +24,13 @@ import structlog
 
 from engine import metrics
 from engine.errors import LogError, MalformedEvent
-from engine.events import REASONS, ClickEvent, decode_click
+from engine.events import REASONS, decode_click
 from engine.log import Epoch
 from engine.settings import Settings
 from engine.store.windows import LoggedClick, PartitionStore, StoreHeader, stores_dir
-from engine.streams.batches import Bounds, ClickBatch, KafkaRecord, partition_of
+from engine.streams.batches import Bounds, ClickBatch, KafkaRecord
 from engine.streams.dead_letters import DeadLetters, Rejected
+from engine.streams.partitioning import partitions_of
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")
@@ -249,33 +250,45 @@ class Ingest:
 
     def _decode(self, batch: ClickBatch, applied_offset: int) -> Decoded:
         decoded = Decoded()
+        good: list[KafkaRecord] = []
+        tolerance_ms, max_bytes = self._settings.future_tolerance_ms, self._settings.max_message_bytes
         for record in batch.records:
-            if record.offset <= applied_offset:
+            offset, value = record.offset, record.value
+            if offset <= applied_offset:
                 decoded.redelivered += 1
-            elif record.value is None:
+            elif value is None:
                 decoded.tombstones += 1
             else:
+                recorded_at_ms = record.timestamp
                 try:
-                    click = self._decode_one(record, record.value, batch.partition)
+                    click = decode_click(
+                        value,
+                        key=record.key,
+                        recorded_at_ms=recorded_at_ms,
+                        future_tolerance_ms=tolerance_ms,
+                        max_message_bytes=max_bytes,
+                    )
                 except MalformedEvent as error:
                     decoded.rejected.append(Rejected(record, batch.partition, error))
                 else:
-                    decoded.clicks.append(LoggedClick(record.offset, record.timestamp, click))
+                    good.append(record)
+                    decoded.clicks.append(LoggedClick(offset, recorded_at_ms, click))
+        self._reject_misplaced(decoded, good, batch.partition)
         return decoded
 
-    def _decode_one(self, record: KafkaRecord, value: bytes, partition: int) -> ClickEvent:
-        click = decode_click(
-            value,
-            key=record.key,
-            recorded_at_ms=record.timestamp,
-            future_tolerance_ms=self._settings.future_tolerance_ms,
-            max_message_bytes=self._settings.max_message_bytes,
-        )
-        assert record.key is not None, "decode_click compares the key"
-        right = partition_of(record.key, self._epoch.partitions)
-        if right != partition:
-            raise MalformedEvent("partition", f"the key belongs in partition {right}, the record is in {partition}")
-        return click
+    def _reject_misplaced(self, decoded: Decoded, good: Sequence[KafkaRecord], partition: int) -> None:
+        """Take out of *decoded* the clicks, made of *good*, whose key belongs in another partition."""
+        keys = [record.key for record in good if record.key is not None]  # all of them: decode_click compares the key
+        rights = partitions_of(keys, self._epoch.partitions)
+        if rights.count(partition) == len(good):
+            return
+        for record, right in zip(good, rights, strict=True):
+            if right != partition:
+                detail = f"the key belongs in partition {right}, the record is in {partition}"
+                decoded.rejected.append(Rejected(record, partition, MalformedEvent("partition", detail)))
+        kept = zip(decoded.clicks, rights, strict=True)
+        decoded.clicks = [logged for logged, right in kept if right == partition]
+        decoded.rejected.sort(key=lambda rejected: rejected.record.offset)
 
     async def _unless_revoked(self, work: Coroutine[object, object, None]) -> bool:
         """Await *work*; return False, with the work canceled, if the partitions are revoked meanwhile."""

@@ -23,9 +23,9 @@ from engine.streams.batches import (
     FAUST_VERSION,
     FaustApp,
     _BatchConsumer,
-    partition_of,
     worker_id,
 )
+from engine.streams.partitioning import partition_of
 
 MOVED = "engine/streams/batches.py was written against this; read what changed, adapt it, then this test"
 

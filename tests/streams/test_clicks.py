@@ -16,9 +16,10 @@ from engine.events import ClickEvent, encode_click
 from engine.log import Epoch, Message, Position, Publisher
 from engine.settings import Settings
 from engine.store.windows import PartitionStore, StoreHeader
-from engine.streams.batches import Bounds, ClickBatch, partition_of
+from engine.streams.batches import Bounds, ClickBatch
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
+from engine.streams.partitioning import partition_of
 from tests.builders import NOON_MS, make_click
 
 EPOCH = Epoch(cluster_id="c", topic_id="t", partitions=4)
