@@ -2,6 +2,7 @@
 
     python examples/new_interest.py                      the simulated shop, a minute
     python examples/new_interest.py --plot new.png       and a plot
+    python examples/new_interest.py --set interests=2    another model; any field of MindConfig or TrainOptions
 
 The shop knows the true interests behind its clicks. The model is trained once; then a user's window is continued with
 clicks on another user's main interest, one more at a time, and nothing is trained again. It reads from top to bottom.
@@ -23,6 +24,7 @@ from engine.simulate import SimulatedShop, coverage
 from trainer.evaluate import split_by_time
 from trainer.loop import train
 from trainer.options import TrainOptions
+from trainer.presets import overridden
 from trainer.samples import ClickLog, UserHistory
 
 MOST_CLICKS = 12
@@ -36,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     options = parse(arguments)
     shop = SimulatedShop(7, items=1_000, users=600, clicks=options.clicks)
     before, _later = split_by_time(read(shop), 0.1)
-    config = replace(MindConfig(dimensions=32, max_clicks=30), general_interest=options.general)
+    preset = MindConfig(dimensions=32, max_clicks=30), TrainOptions(threads=1)
+    config, learning = overridden(preset, options.overrides)
     print(f"1. training on {before.click_count} clicks of {len(before.histories)} users")
-    model = train(before, config, TrainOptions(threads=1))
+    model = train(before, config, learning)
 
     cases = [case for case in (take_up(shop, history) for history in before.histories[: options.users]) if case]
     print(f"2. {len(cases)} users take up an interest they never had")
@@ -60,7 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clicks", type=int, default=30_000, help="of the simulated shop")
     parser.add_argument("--users", type=int, default=300, help="how many are asked at most")
     parser.add_argument("--plot", type=Path, help="write a plot to this PNG; needs the extra `plots`")
-    parser.add_argument("--no-general", dest="general", action="store_false", help="all interests compete, as in MIND")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="name=value; repeatable")
     return parser.parse_args(arguments)
 
 
