@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from engine.events import ClickEvent, ItemEvent
+from engine.model import NEGATIVE_EVENT_TYPES
 from engine.model.features import UserInput
 from engine.model.mind import InterestModel
 from engine.model.registry import Registry
@@ -95,9 +96,10 @@ class Removals:
             self._changes[item.item_id].append((record.timestamp, item.removed))
 
     def standing(self, recall_list: RecallList, *, late_ms: int) -> list[str]:
-        """Return the window's items without those removed *late_ms* or longer before the list was made."""
+        """Return the window's liked items without those removed *late_ms* or longer before the list was made."""
         at_ms = recall_list.computed_at_ms - late_ms
-        return [click.item_id for click in recall_list.window if not self._is_removed(click.item_id, at_ms)]
+        liked = [click.item_id for click in recall_list.window if click.event_type not in NEGATIVE_EVENT_TYPES]
+        return [item_id for item_id in liked if not self._is_removed(item_id, at_ms)]
 
     def _is_removed(self, item_id: str, at_ms: int) -> bool:
         states = [removed for changed_ms, removed in self._changes[item_id] if changed_ms <= at_ms]

@@ -27,7 +27,7 @@ def test_the_sampled_loss_with_every_other_item_once_is_the_full_loss() -> None:
     others = torch.tensor([1, 2, 4, 5])
 
     sampled = sampled_softmax_loss(
-        users, ONE, items[[3]], items[others], targets=torch.tensor([3]), negatives=others, items=5
+        users, ONE, items[[3]], items[others], targets=torch.tensor([3]), negatives=others, draws=torch.ones(1)
     )
 
     assert math.isclose(sampled.item(), full_softmax_loss(users, ONE, items, torch.tensor([3])).item(), rel_tol=1e-5)
@@ -38,7 +38,13 @@ def test_the_correction_makes_few_negatives_stand_for_all() -> None:
     users, vector = torch.ones(1, 1, 2), torch.ones(1, 2)
 
     loss = sampled_softmax_loss(
-        users, ONE, vector, vector.expand(10, 2), targets=torch.tensor([1]), negatives=torch.arange(2, 12), items=1_000
+        users,
+        ONE,
+        vector,
+        vector.expand(10, 2),
+        targets=torch.tensor([1]),
+        negatives=torch.arange(2, 12),
+        draws=torch.full((10,), 10 / 999),
     )
 
     assert math.isclose(loss.item(), math.log(1_000), rel_tol=1e-5)
@@ -49,10 +55,10 @@ def test_an_accidental_hit_counts_nothing() -> None:
     vectors = torch.tensor([[1.0], [0.5]])
 
     loss = sampled_softmax_loss(
-        users, ONE, vectors[:1], vectors, targets=torch.tensor([1]), negatives=torch.tensor([1, 2]), items=3
+        users, ONE, vectors[:1], vectors, targets=torch.tensor([1]), negatives=torch.tensor([1, 2]), draws=torch.ones(2)
     )
 
-    # items - 1 = 2 others over 2 negatives: a correction of 0; only the second negative is left.
+    # Each is drawn once on average: a correction of 0; only the second negative is left.
     assert math.isclose(loss.item(), math.log(1 + math.exp(1.0 - 2.0)), rel_tol=1e-6)
 
 
@@ -78,7 +84,13 @@ def test_the_sampled_loss_scores_the_target_by_its_best_interest_too() -> None:
     used = torch.tensor([[True, True]])
 
     sampled = sampled_softmax_loss(
-        interests, used, items[[2]], items[[1]], targets=torch.tensor([2]), negatives=torch.tensor([1]), items=2
+        interests,
+        used,
+        items[[2]],
+        items[[1]],
+        targets=torch.tensor([2]),
+        negatives=torch.tensor([1]),
+        draws=torch.ones(1),
     )
 
     assert math.isclose(sampled.item(), math.log(1 + math.exp(1.0 - 2.0)), rel_tol=1e-6)
