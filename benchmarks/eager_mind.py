@@ -1,14 +1,16 @@
 """The reference of `bench_model.py`: MIND in plain eager PyTorch, operation by operation as public code writes it.
 
 One embedding row a click and one matrix product each, behavior vectors repeated for every interest, three rounds of
-routing over all of them, hard label-aware attention, sampled softmax with uniform negatives shared by the batch and the
-correction for their number, dense Adam. Written for this comparison; it computes the same model as our `paper` preset
-with a fixed number of interests.
+routing over all of them, ReLU layers, hard label-aware attention, sampled softmax with uniform negatives shared by the
+batch and the correction for their number, dense Adam. Written for this comparison; it computes the same model as our
+`paper` preset with a fixed number of interests.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +20,36 @@ from torch.nn import functional
 class EagerMind(nn.Module):
     """Item ids alone, no profile, no fields."""
 
-    def __init__(self, *, items: int, dimensions: int, interests: int, rounds: int = 3, repeats: bool = True) -> None:
-        """Make a model; without *repeats* the interests share one copy of the behavior vectors, as nothing forbids."""
+    def __init__(
+        self,
+        *,
+        items: int,
+        dimensions: int,
+        interests: int,
+        layers: Sequence[int],
+        rounds: int = 3,
+        repeats: bool = True,
+    ) -> None:
+        """Make a model; without *repeats* the interests share one copy of the behavior vectors, as nothing forbids.
+
+        Args:
+            items: N.
+            dimensions: D.
+            interests: K, all of them in use.
+            layers: sizes of the ReLU layers after the capsules, the last of them D; none leaves the capsules alone.
+            rounds: of routing.
+            repeats: a copy of the behavior vectors for each interest.
+        """
         super().__init__()
         self.copies = interests if repeats else 1
         self.items = nn.Embedding(items + 1, dimensions, padding_idx=0)
         self.shared_map = nn.Linear(dimensions, dimensions, bias=False)
         self.interests, self.rounds = interests, rounds
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise((dimensions, *layers)))
         nn.init.normal_(self.items.weight, std=dimensions**-0.5)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the (B, K, D) capsules of (B, L) item rows, 0 for padding."""
+        """Return the (B, K, D) interests of (B, L) item rows, 0 for padding."""
         batch, length = rows.shape
         mask = (rows > 0).unsqueeze(1).expand(-1, self.interests, -1)  # (B, K, L)
         behaviors = self.shared_map(self.items(rows))
@@ -45,7 +66,10 @@ class EagerMind(nn.Module):
             capsules = squared / (1 + squared) / torch.sqrt(squared + 1e-9) * capsules
             if not last:
                 logits = torch.matmul(fixed, capsules.transpose(2, 3)).transpose(2, 3).flatten(1, 2)
-        return capsules.flatten(1, 2)
+        vectors = capsules.flatten(1, 2)
+        for layer in self.layers:
+            vectors = functional.relu(layer(vectors))
+        return vectors
 
     def loss(self, rows: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         """Return the mean loss of (B,) target rows against (M,) negative rows."""

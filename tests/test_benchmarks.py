@@ -34,7 +34,7 @@ def test_the_benchmark_writes_its_figures_its_references_and_its_checks(tmp_path
 def test_the_eager_reference_computes_our_routing_with_and_without_repeats() -> None:
     rows = torch.tensor([[3, 1, 4, 1, 5], [0, 0, 2, 6, 5]])
     for repeats in (True, False):
-        model = EagerMind(items=9, dimensions=8, interests=4, repeats=repeats).eval()
+        model = EagerMind(items=9, dimensions=8, interests=4, layers=(), repeats=repeats).eval()
         torch.manual_seed(5)
         capsules = model(rows)
         torch.manual_seed(5)

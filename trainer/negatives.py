@@ -1,17 +1,10 @@
-"""What a target is compared with: all items, or negatives drawn once a step and shared by the batch.
-
-Sampled softmax (section 4.5 of the paper) with the two usual mistakes closed: the correction for how often a negative
-is drawn, and negatives that are the target itself.
-"""
+"""What a target is compared with: all items, or negatives drawn once a step and shared by the batch."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 FULL_SOFTMAX_ITEMS = 2_048
 """Up to this many items every one of them is a negative: exact, and as cheap as sampling."""
@@ -53,71 +46,6 @@ class Sampler:
     def _in_batch(self, rows: np.ndarray, batch: int) -> np.ndarray:
         counts: np.ndarray = (batch * self._shares[rows]).astype(np.float32)
         return counts
-
-
-def full_softmax_loss(interests: Tensor, used: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the targets among all items, each scored by its best interest.
-
-    Args:
-        interests: (B, K, D) float32; one slot where label-aware attention made one vector of them.
-        used: (B, K) bool, at least one True in each row.
-        items: (N + 1, D) float32 item vectors; row 0 is padding and no candidate.
-        targets: (B,) int64 rows of *items*.
-    """
-    return functional.cross_entropy(best_scores(interests, used, items[1:]), targets - 1)
-
-
-def sampled_softmax_loss(
-    interests: Tensor,
-    used: Tensor,
-    target_vectors: Tensor,
-    negative_vectors: Tensor,
-    *,
-    targets: Tensor,
-    negatives: Tensor,
-    draws: Tensor,
-    hardness: float = 0.0,
-) -> Tensor:
-    """Return the mean cross-entropy of the targets among M negatives that stand for all other items.
-
-    A negative drawn c times on average counts 1 / c times (logQ correction); one that is the row's own target counts
-    nothing. With *hardness* beta it counts exp(beta * score) times more, divided by the mean of that over the row's
-    negatives: the interest-aware hard negatives of Xie et al. 2023 (REMI), section 3.2.
-
-    Args:
-        interests: (B, K, D) float32, as in `full_softmax_loss`.
-        used: (B, K) bool.
-        target_vectors: (B, D) float32.
-        negative_vectors: (M, D) float32, shared by the batch.
-        targets: (B,) int64 item rows.
-        negatives: (M,) int64 item rows.
-        draws: (M,) float32, how often each negative is drawn on average, above 0.
-        hardness: beta, 0 for none.
-    """
-    hits = targets.unsqueeze(1) == negatives.unsqueeze(0)  # (B, M)
-    scores = best_scores(interests, used, negative_vectors)
-    others = (scores - draws.log()).masked_fill(hits, -torch.inf)
-    if hardness:
-        others = others + harder(scores.detach() * hardness, hits)
-    own = torch.bmm(interests, target_vectors.unsqueeze(-1)).squeeze(-1)  # (B, K)
-    own = own.masked_fill(~used, -torch.inf).amax(dim=1, keepdim=True)
-    # Cross-entropy of the target among both, without laying them side by side.
-    return (torch.logaddexp(own.squeeze(1), others.logsumexp(dim=1)) - own.squeeze(1)).mean()
-
-
-def harder(raised: Tensor, hits: Tensor) -> Tensor:
-    """Return (B, M) logs of the factors of hard negatives; their mean over the row's negatives is 1."""
-    others = raised.masked_fill(hits, -torch.inf)
-    number = (~hits).sum(dim=1, keepdim=True).clamp(min=1)
-    return raised - (others.logsumexp(dim=1, keepdim=True) - number.log()).nan_to_num(neginf=0.0)
-
-
-def best_scores(interests: Tensor, used: Tensor, items: Tensor) -> Tensor:
-    """Return the (B, M) scores of (M, D) items by the best interest in use, which is how lists are ranked."""
-    scores = interests @ items.T  # (B, K, M)
-    if scores.shape[1] == 1:
-        return scores.squeeze(1)
-    return scores.masked_fill(~used.unsqueeze(-1), -torch.inf).amax(dim=1)
 
 
 def draw_negatives(generator: np.random.Generator, *, items: int, count: int) -> np.ndarray:

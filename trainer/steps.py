@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork, WindowTensors, attend
-from trainer.negatives import FULL_SOFTMAX_ITEMS, NEGATIVES, Sampler, full_softmax_loss, sampled_softmax_loss
+from trainer.loss import full_softmax_loss, sampled_softmax_loss
+from trainer.negatives import FULL_SOFTMAX_ITEMS, NEGATIVES, Sampler
 from trainer.options import TrainOptions
 from trainer.samples import Samples, cut_windows
 
@@ -28,6 +29,7 @@ class Steps:
         self._device = network.item_ids.weight.device
         self._ends = np.append(samples.starts[1:], len(samples.rows))[samples.users]
         self._order = np.zeros(0, dtype=np.int64)
+        self._places = np.zeros(self._items + 1, dtype=np.int64)
 
     def random_and_order(self) -> tuple[dict[str, Any], np.ndarray]:
         """Return what the next batches depend on: the generator's state, and the samples of this pass still to come."""
@@ -80,7 +82,7 @@ class Steps:
             return self._full_loss(windows, targets)
         negatives, draws = self._sampler.draw(self._random, targets)
         # One gather for all three parts, and one scatter of their gradients.
-        clicked = np.unique(np.append(windows.rows, 0))
+        clicked = self._distinct(windows.rows)
         parts = (clicked, targets, negatives)
         items, wanted, others = torch.split(self._pool(np.concatenate(parts)), [len(part) for part in parts])
         vectors, used, penalty = self._route(windows, clicked, items)
@@ -98,6 +100,14 @@ class Steps:
         )
         return loss + penalty
 
+    def _distinct(self, rows: np.ndarray) -> np.ndarray:
+        """Return the distinct *rows*, ascending, 0 among them, and note the place of each; no sort, as rows are few."""
+        is_there = np.zeros(self._items + 1, dtype=bool)
+        is_there[rows] = is_there[0] = True
+        distinct = np.flatnonzero(is_there)
+        self._places[distinct] = np.arange(len(distinct))
+        return distinct
+
     def _full_loss(self, windows: WindowBatch, targets: np.ndarray) -> Tensor:
         rows = np.arange(self._items + 1)
         items, wanted = self._pool(rows), self._tensor(targets)
@@ -113,7 +123,7 @@ class Steps:
         """
         share = self._options.behavior_dropout
         behaviors = self._network.map_behaviors(functional.dropout(items, share) if share else items)
-        places = windows.rows if len(rows) == self._items + 1 else np.searchsorted(rows, windows.rows)
+        places = windows.rows if len(rows) == self._items + 1 else self._places[windows.rows]
         vectors, weights = self._network(
             functional.embedding(self._tensor(places), behaviors), WindowTensors.of(windows, self._device)
         )

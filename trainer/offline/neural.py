@@ -17,7 +17,7 @@ from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Progress, train_samples
-from trainer.negatives import best_scores
+from trainer.loss import best_scores
 from trainer.offline.arrays import catalog_inputs, training_arrays, user_inputs
 from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.options import TrainOptions

@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.model import oracle
-from trainer.negatives import SAMPLINGS, Sampler, full_softmax_loss, harder, sampled_softmax_loss
+from trainer import loss as loss_module
+from trainer.loss import best_scores, full_softmax_loss, harder, sampled_softmax_loss
+from trainer.negatives import SAMPLINGS, Sampler
 from trainer.steps import routing_variance
+
+ONE = torch.tensor([[True]])
+"""One interest, in use."""
 
 seeds = st.integers(0, 2**32 - 1)
 drawn = settings(deadline=None, max_examples=60)
@@ -172,3 +177,132 @@ def test_the_routing_variance_is_that_of_the_shares_and_an_interest_of_one_click
 
     expected = (np.var([0.5, 0.5]) + np.var([1.0, 0.0])) / 2  # the third interest is not in use
     assert found.item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_full_loss_leaves_the_padding_row_out() -> None:
+    users = torch.tensor([[[1.0, 0.0]]])
+    items = torch.tensor([[99.0, 99.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+
+    loss = full_softmax_loss(users, ONE, items, torch.tensor([2]))
+
+    assert math.isclose(loss.item(), math.log(math.e + 1.0 + math.exp(-1.0)), rel_tol=1e-6)
+
+
+def test_the_sampled_loss_with_every_other_item_once_is_the_full_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(6, 4, generator=generator)
+    users = torch.randn(1, 1, 4, generator=generator)
+    others = torch.tensor([1, 2, 4, 5])
+
+    sampled = sampled_softmax_loss(
+        users, ONE, items[[3]], items[others], targets=torch.tensor([3]), negatives=others, draws=torch.ones(1)
+    )
+
+    assert math.isclose(sampled.item(), full_softmax_loss(users, ONE, items, torch.tensor([3])).item(), rel_tol=1e-5)
+
+
+def test_the_correction_makes_few_negatives_stand_for_all() -> None:
+    # All items alike: the full loss is log N, and with the correction any sample says the same.
+    users, vector = torch.ones(1, 1, 2), torch.ones(1, 2)
+
+    loss = sampled_softmax_loss(
+        users,
+        ONE,
+        vector,
+        vector.expand(10, 2),
+        targets=torch.tensor([1]),
+        negatives=torch.arange(2, 12),
+        draws=torch.full((10,), 10 / 999),
+    )
+
+    assert math.isclose(loss.item(), math.log(1_000), rel_tol=1e-5)
+
+
+def test_an_accidental_hit_counts_nothing() -> None:
+    users = torch.tensor([[[2.0]]])
+    vectors = torch.tensor([[1.0], [0.5]])
+
+    loss = sampled_softmax_loss(
+        users, ONE, vectors[:1], vectors, targets=torch.tensor([1]), negatives=torch.tensor([1, 2]), draws=torch.ones(2)
+    )
+
+    # Each is drawn once on average: a correction of 0; only the second negative is left.
+    assert math.isclose(loss.item(), math.log(1 + math.exp(1.0 - 2.0)), rel_tol=1e-6)
+
+
+def test_every_item_is_scored_by_its_best_interest_in_use() -> None:
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]])
+    items = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+
+    scores = best_scores(interests, torch.tensor([[True, True, False]]), items)
+
+    assert scores.tolist() == [[1.0, 2.0, -1.0]]
+
+
+def test_the_sampled_loss_scores_the_target_by_its_best_interest_too() -> None:
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    items = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    used = torch.tensor([[True, True]])
+
+    sampled = sampled_softmax_loss(
+        interests,
+        used,
+        items[[2]],
+        items[[1]],
+        targets=torch.tensor([2]),
+        negatives=torch.tensor([1]),
+        draws=torch.ones(1),
+    )
+
+    assert math.isclose(sampled.item(), math.log(1 + math.exp(1.0 - 2.0)), rel_tol=1e-6)
+    assert math.isclose(
+        sampled.item(), full_softmax_loss(interests, used, items, torch.tensor([2])).item(), rel_tol=1e-6
+    )
+
+
+def plain_loss(
+    interests: torch.Tensor, used: torch.Tensor, vectors: torch.Tensor, **rest: torch.Tensor
+) -> torch.Tensor:
+    """The sampled loss as torch differentiates it; *vectors* are those of the targets, then of the negatives."""
+    targets, negatives, draws, beta = rest["targets"], rest["negatives"], rest["draws"], rest["beta"].item()
+    wanted, others = vectors[: len(targets)], vectors[len(targets) :]
+    hits = targets.unsqueeze(1) == negatives
+    scores = best_scores(interests, used, others)
+    weighed = scores - draws.log() + (harder(scores.detach() * beta, hits) if beta else 0.0)
+    weighed = weighed.masked_fill(hits, -torch.inf)
+    own = (interests @ wanted.unsqueeze(-1)).squeeze(-1).masked_fill(~used, -torch.inf).amax(dim=1, keepdim=True)
+    first = torch.zeros(len(targets), dtype=torch.int64)
+    return torch.nn.functional.cross_entropy(torch.cat([own, weighed], dim=1), first)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_the_gradients_are_those_of_the_plain_expression_however_many_windows_a_block_has(
+    monkeypatch: pytest.MonkeyPatch, beta: float, slots: int, at_once: int
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    batch, count = 7, 11
+    monkeypatch.setattr(loss_module, "CACHED_SCORES", at_once * slots * count)
+    interests = torch.randn(batch, slots, 4, generator=generator)
+    interests[2] = interests[2, :1]  # equal interests share the gradient
+    vectors = torch.randn(batch + count, 4, generator=generator)
+    used = torch.arange(slots) < torch.randint(1, slots + 1, (batch, 1), generator=generator)
+    rest = {
+        "targets": torch.randint(1, 6, (batch,), generator=generator),
+        "negatives": torch.randint(1, 6, (count,), generator=generator),
+        "draws": torch.rand(count, generator=generator) + 0.1,
+    }
+
+    found = []
+    for fused in (True, False):
+        leaves = interests.clone().requires_grad_(), vectors.clone().requires_grad_()
+        if fused:
+            parts = leaves[1][:batch], leaves[1][batch:]
+            loss = sampled_softmax_loss(leaves[0], used, *parts, **rest, hardness=beta)
+        else:
+            loss = plain_loss(leaves[0], used, leaves[1], **rest, beta=torch.tensor(beta))
+        (3.0 * loss).backward()
+        found.append((loss, leaves[0].grad, leaves[1].grad))
+
+    torch.testing.assert_close(found[0], found[1])
