@@ -34,6 +34,10 @@ class BenchOptions:
     """Ask the valid questions and leave the test ones alone."""
     withhold: float = 0.0
     """Share of the items kept out of training and histories."""
+    without_fields: bool = False
+    """Whether the model sees items by their ids alone."""
+    without_profiles: bool = False
+    """Whether the model sees no user's profile."""
     export: Path | None = None
     json: Path | None = None
     plots: Path | None = None

@@ -56,6 +56,10 @@ def run_bench(settings: Settings, options: BenchOptions, *, console: Console | N
 def load_set(options: BenchOptions, display: Display) -> OfflineSet:
     """Return the set that *options* name, split, with items withheld where they say so, and say what it holds."""
     sequences = read_sequences(find_data(options.data, options.data_dir), options.columns)
+    if options.without_fields:
+        sequences = sequences.without_fields()
+    if options.without_profiles:
+        sequences = sequences.without_profiles()
     made = split_sequences(sequences, options.split)
     if options.withhold:
         made, rows = withhold(made, options.withhold, seed=options.chosen_preset()[1].seed)

@@ -7,7 +7,7 @@ them anew unless the file fixes them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
@@ -77,3 +77,12 @@ class Sequences:
     def profile(self, user: int) -> Profile:
         """Return the profile of user number *user*; empty where there is none."""
         return self.profiles[user] if self.profiles else {}
+
+    def without_fields(self) -> Self:
+        """Return the same clicks on items of which nothing but the categories is known, for the figures alone."""
+        categories = {item.item_id: (item.category,) for item in self.items.values() if item.category}
+        return replace(self, items={}, categories={**categories, **self.categories})
+
+    def without_profiles(self) -> Self:
+        """Return the same clicks of users of whom nothing is known."""
+        return replace(self, profiles=())

@@ -22,8 +22,9 @@ from tests.test_cli import mindstream
 from tests.trainer.offline.builders import write
 from trainer.offline.options import BenchOptions
 from trainer.offline.plots import check_plots
-from trainer.offline.run import run_bench
+from trainer.offline.run import load_set, run_bench
 from trainer.offline.splits import Split
+from trainer.progress import Display
 
 ROOT = Path(__file__).parents[3]
 
@@ -125,6 +126,25 @@ def test_valid_asks_the_valid_users_and_leaves_test_alone(data: Path, tmp_path: 
     with np.load(tmp_path / "v.npz", allow_pickle=False) as found:
         assert found["user_ids"].tolist() == [str(line) for line in range(161, 181)]
     assert json.loads((tmp_path / "out.json").read_text())["judged_on"] == "valid"
+
+
+def test_without_fields_and_profiles_the_model_sees_neither_and_the_categories_stay_for_the_figures(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "shop.inter", "user_id:token\titem_id:token\nu1\ta\nu1\tb\nu1\tc\nu2\ta\nu2\tb\nu2\tc\n")
+    write(tmp_path / "shop.item", "item_id:token\tbrand:token\tgenre:token_seq\na\tx\told new\nb\tx\tnew\nc\ty\tnew\n")
+    write(tmp_path / "shop.user", "user_id:token\tsex:token\nu1\tF\nu2\tM\n")
+    options = BenchOptions(str(tmp_path), tmp_path, Split.NEXT_CLICK)
+
+    made = load_set(options, Display(quiet()))
+    bare = load_set(replace(options, without_fields=True, without_profiles=True), Display(quiet()))
+
+    assert made.items["a"].features == {"brand": "x"}
+    assert [dict(profile) for profile in made.train.profiles] == [{"sex": "F"}, {"sex": "M"}]
+    assert bare.items == {}
+    assert list(bare.train.profiles) == []
+    assert [dict(question.profile) for question in bare.test] == [{}, {}]
+    assert [bare.item_categories(row) for row in (1, 2, 3)] == [made.item_categories(row) for row in (1, 2, 3)]
 
 
 def test_plots_are_pictures_with_something_on_them(data: Path, tmp_path: Path) -> None:
