@@ -89,12 +89,13 @@ def train_samples(
             it goes on from there, to the same weights. None keeps nothing.
 
     Raises:
-        ConfigError: no user of *samples* has two positive clicks, so there is nothing to learn; or the checkpoint
-            can't be written.
+        ConfigError: no user of *samples* has two positive clicks, so there is nothing to learn; the device is not
+            there; or the checkpoint can't be written.
         TrainingDiverged: the loss or a weight is not finite.
     """
     if not len(samples.targets):
         raise ConfigError("clicks", got=len(samples.rows), expected="a user with at least two clicks to learn from")
+    device = _device(options.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
@@ -102,7 +103,7 @@ def train_samples(
         network = MindNetwork(config, vocabulary, torch.from_numpy(item_field_rows))
         if options.start_from_cooccurrence:
             start_items(network, samples, seed=options.seed)
-        network = network.to(options.device)
+        network = network.to(device)
         checkpoint = None
         if checkpoints is not None:
             checkpoint = checkpoints.of(fingerprint(samples, vocabulary, item_field_rows, config, options))
@@ -110,6 +111,13 @@ def train_samples(
     finally:
         torch.set_num_threads(threads)
     return InterestModel(network, vocabulary)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such word, or no such device here
+        raise ConfigError("TrainOptions.device", got=name, expected="cpu, or cuda where torch finds one") from error
 
 
 def _run_steps(

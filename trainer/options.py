@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 from engine.errors import ConfigError
 from trainer.negatives import SAMPLINGS
+
+Range = tuple[float, float | None]
+RANGES: Mapping[str, Range] = {
+    "batch_size": (1, None),
+    "epochs": (1e-6, None),
+    "max_seconds": (1e-3, None),
+    "threads": (1, None),
+    "seed": (0, None),
+    "learning_rate": (0.0, None),
+    "warmup_share": (0.0, 1.0),
+    "final_rate_share": (0.0, 1.0),
+    "weight_decay": (0.0, None),
+    "horizon": (1, None),
+    "negatives": (1, None),
+    "hardness": (0.0, None),
+    "routing_variance_penalty": (0.0, None),
+    "behavior_dropout": (0.0, 0.99),
+    "click_dropout": (0.0, 0.99),
+    "id_dropout": (0.0, 0.99),
+    "profile_dropout": (0.0, 1.0),
+}
+"""Least and greatest value of each number; None for no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +82,22 @@ class TrainOptions:
     """Share of profiles taken as unknown, so that the unknown rows learn."""
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            self._check_range(part.name, part.default)
         if self.sampling not in SAMPLINGS:
             raise ConfigError("TrainOptions.sampling", got=self.sampling, expected=f"one of {', '.join(SAMPLINGS)}")
         if self.sampling == "in-batch" and self.batch_size < 2:
             expected = "at least 2 with in-batch negatives, which are the other targets"
             raise ConfigError("TrainOptions.batch_size", got=self.batch_size, expected=expected)
+
+    def _check_range(self, name: str, default: object) -> None:
+        value = getattr(self, name)
+        if name not in RANGES or (value is None and default is None):
+            return
+        least, most = RANGES[name]
+        is_whole = default is None or isinstance(default, int)
+        fits = type(value) is int or (type(value) is float and math.isfinite(value) and not is_whole)
+        if not fits or value < least or (most is not None and value > most):
+            bounds = f"of at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+            expected = f"a {'whole' if is_whole else 'finite'} number {bounds}"
+            raise ConfigError(f"TrainOptions.{name}", got=value, expected=expected)

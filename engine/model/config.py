@@ -96,6 +96,8 @@ class MindConfig:
     """Seed of the starting logits of `mind` and of the first means of `kmeans`; keep it between retrains."""
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            _check_type(part.name, getattr(self, part.name), part.default)
         for name, least in LOWEST.items():
             value = getattr(self, name)
             if math.isnan(value) or value < least:
@@ -130,16 +132,14 @@ class MindConfig:
         Raises:
             ConfigError: a field is unknown, of a wrong type or out of range.
         """
-        known = {field.name: field.default for field in fields(cls)}
+        known = {field.name for field in fields(cls)}
         for name, value in values.items():
             if name not in known:
                 raise ConfigError(f"MindConfig.{name}", got=value, expected=UNKNOWN)
         plain = {**MEANT_WHEN_ABSENT, **values}
         if plain.get("attention_power") == "inf":
             plain["attention_power"] = math.inf
-        for name, value in plain.items():
-            _check_type(name, value, known[name])
-        if "hidden" in plain:
+        if isinstance(plain.get("hidden"), list):
             plain["hidden"] = tuple(plain["hidden"])
         return cls(**plain)
 

@@ -73,8 +73,11 @@ def encode_windows(
     """Return the users' windows and the (B, L) positions of their clicks; the newest `max_clicks` known ones stay.
 
     Raises:
-        InvalidInput: a number of a profile, or a weight that counts, is NaN.
+        InvalidInput: a window is one text, its weights or event types are not one a click, a value of a profile is no
+            text and no number, or a number, of a profile or a weight that counts, is NaN.
     """
+    for user in users:
+        _check_lengths(user)
     kept = [_known_clicks(user, vocabulary.item_rows, config.max_clicks) for user in users]
     length = max((len(positions) for positions, _rows in kept), default=0)
     rows = np.zeros((len(users), length), dtype=np.int64)
@@ -129,9 +132,48 @@ def encode_profiles(
             if not attribute.is_number:
                 rows[index, column] = attribute.row(value)
             elif value is not None and not isinstance(value, str):
-                rows[index, column] = 1
+                rows[index, column] = 1  # any number
                 numbers[index, column] = attribute.standardize(value)
     return rows, numbers
+
+
+def _check_lengths(user: UserInput) -> None:
+    clicks = len(user.item_ids)
+    if isinstance(user.item_ids, str):
+        raise InvalidInput("UserInput.item_ids", got=user.item_ids, expected="a sequence of item ids")
+    for name, values in (("weights", user.weights), ("event_types", user.event_types)):
+        if len(values) not in (0, clicks):
+            raise InvalidInput(f"UserInput.{name}", got=len(values), expected=f"empty or one a click, {clicks}")
+
+
+def check_windows(batch: WindowBatch, vocabulary: Vocabulary, config: MindConfig) -> None:
+    """Check that *batch* is one that the model of *vocabulary* and *config* can compute with.
+
+    On a GPU a row out of range ends the whole process, and a number that isn't finite spoils vectors in silence.
+
+    Raises:
+        InvalidInput: an array has another type or shape, or a value out of range.
+    """
+    count, attributes = len(batch.rows), len(vocabulary.profile_fields)
+    shapes = {"rows": batch.rows.shape, "strengths": batch.rows.shape, "counts": (count,)}
+    shapes |= {"profile_rows": (count, attributes), "profile_numbers": (count, attributes)}
+    for name, shape in shapes.items():
+        values, kind = getattr(batch, name), np.float32 if name in ("strengths", "profile_numbers") else np.int64
+        if values.dtype != kind or values.shape != shape or len(batch.rows.shape) != 2:
+            got = f"{values.dtype} of shape {values.shape}"
+            raise InvalidInput(f"WindowBatch.{name}", got=got, expected=f"{kind.__name__} of shape {shape}")
+        if kind is np.float32 and not np.isfinite(values).all():
+            raise InvalidInput(f"WindowBatch.{name}", got="NaN or infinity", expected="finite numbers")
+    _check_range("rows", batch.rows, len(vocabulary.item_ids))
+    _check_range("counts", batch.counts, config.interests)
+    for column, attribute in enumerate(vocabulary.profile_fields):
+        _check_range("profile_rows", batch.profile_rows[:, column], 1 if attribute.is_number else attribute.row_count)
+
+
+def _check_range(name: str, values: np.ndarray, most: int) -> None:
+    if values.size and (values.min() < 0 or values.max() > most):
+        got = int(values.min() if values.min() < 0 else values.max())
+        raise InvalidInput(f"a value of WindowBatch.{name}", got=got, expected=f"from 0 to {most}")
 
 
 def _known_clicks(user: UserInput, item_rows: Mapping[str, int], max_clicks: int) -> tuple[list[int], list[int]]:

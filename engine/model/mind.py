@@ -24,7 +24,7 @@ from engine.errors import ConfigError, IncompatibleVersion, InvalidInput
 from engine.model.config import MindConfig
 from engine.model.extractors import make_extractor
 from engine.model.extractors.contract import used_slots
-from engine.model.features import Interests, ItemInput, UserInput, WindowBatch, encode_windows
+from engine.model.features import Interests, ItemInput, UserInput, WindowBatch, check_windows, encode_windows
 from engine.model.vocabulary import Vocabulary
 
 FIELD_ROWS = "item_field_rows"
@@ -267,8 +267,13 @@ class InterestModel:
         Args:
             windows: clicked item ids, the oldest first; ids that training never saw are skipped.
             profiles: one a window; None: all unknown.
+
+        Raises:
+            InvalidInput: they are not one a window, a window is one text, or a value of a profile is none.
         """
         known = profiles if profiles is not None else [{}] * len(windows)
+        if len(known) != len(windows):
+            raise InvalidInput("profiles", got=len(known), expected=f"one a window, {len(windows)}")
         users = [UserInput(window, profile=profile) for window, profile in zip(windows, known, strict=True)]
         found = self.interests(users)
         return found.vectors, found.mask
@@ -279,9 +284,11 @@ class InterestModel:
         """Return vectors, mask and weights, as in `Interests`, of windows that are arrays already.
 
         Raises:
-            InvalidInput: a row is no item's.
+            InvalidInput: an array of *batch*, or *previous*, has another type, shape or range.
         """
-        _check_rows(batch.rows, items=len(self.vocabulary.item_ids))
+        check_windows(batch, self.vocabulary, self.config)
+        if previous is not None:
+            self._check_previous(previous, len(batch.rows))
         windows = WindowTensors.of(batch, self._device)
         before = None if previous is None else torch.from_numpy(previous).to(self._device)
         with torch.inference_mode():
@@ -290,6 +297,14 @@ class InterestModel:
             )
         mask = np.arange(self.config.interests) < batch.counts[:, None]
         return vectors.cpu().numpy(), mask, weights.cpu().numpy()
+
+    def _check_previous(self, previous: np.ndarray, count: int) -> None:
+        shape = (count, self.config.interests, self.config.dimensions)
+        if previous.dtype != np.float32 or previous.shape != shape:
+            got = f"{previous.dtype} of shape {previous.shape}"
+            raise InvalidInput("previous interests", got=got, expected=f"float32 of shape {shape}")
+        if not np.isfinite(previous).all():
+            raise InvalidInput("previous interests", got="NaN or infinity", expected="finite numbers")
 
     def _windows_at_once(self, batch: WindowBatch) -> int:
         """Return how many windows are routed together: all on a GPU, as many as fit a core's cache on a CPU."""
@@ -303,7 +318,13 @@ class InterestModel:
 
         A known item keeps the fields of its training where *items* gives none. An unknown one is the mean of its known
         fields; with none of those its vector is zero, and it can't be recalled.
+
+        Raises:
+            InvalidInput: one is no `ItemInput`, or a value of its fields is NaN, or no text and no number.
         """
+        for item in items:
+            if not isinstance(item, ItemInput):
+                raise InvalidInput("an item", got=item, expected="an ItemInput")
         known = np.array([self.vocabulary.item_rows.get(item.item_id, 0) for item in items], dtype=np.int64)
         given = np.array([self.vocabulary.field_rows(item) for item in items], dtype=np.int64)
         rows = torch.from_numpy(known).to(self._device)
@@ -355,15 +376,6 @@ class InterestModel:
         return cls(network, words, device=device)
 
 
-def _check_rows(rows: np.ndarray, *, items: int) -> None:
-    # On a GPU a row out of range ends the whole process.
-    if rows.dtype != np.int64:
-        raise InvalidInput("WindowBatch.rows", got=str(rows.dtype), expected="int64")
-    if rows.size and (rows.min() < 0 or rows.max() > items):
-        got = int(rows.min() if rows.min() < 0 else rows.max())
-        raise InvalidInput("an item row of a WindowBatch", got=got, expected=f"from 0 to {items}")
-
-
 def _stored_tensors(network: MindNetwork) -> dict[str, Tensor]:
     """Return the tensors of *network* by the names they are stored under."""
     return {name.removeprefix(UNSTORED_PREFIX): tensor for name, tensor in network.state_dict().items()}
@@ -372,8 +384,11 @@ def _stored_tensors(network: MindNetwork) -> dict[str, Tensor]:
 def _check_tensors(
     tensors: Mapping[str, np.ndarray], network: MindNetwork, vocabulary: Vocabulary, version: str
 ) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in _stored_tensors(network).items()}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {
+        name: f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+        for name, tensor in _stored_tensors(network).items()
+    }
+    got = {name: f"{tensor.dtype} of shape {tensor.shape}" for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | got.keys()):
         if got.get(name) != expected.get(name):
             part = f"tensor {name}"

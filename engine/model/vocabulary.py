@@ -65,7 +65,7 @@ class Field:
             InvalidInput: one of the numbers is NaN.
         """
         for value in seen:
-            _check_number(name, value)
+            _check_value(name, value)
         numbers = np.array([value for value in seen if not isinstance(value, str)], dtype=np.float64)
         numbers = numbers.clip(-LARGEST, LARGEST)
         if len(numbers) * 2 > len(seen):
@@ -91,13 +91,15 @@ class Field:
         """Return the row of *value*; 0 where it is absent, unseen or of the other kind.
 
         Raises:
-            InvalidInput: *value* is NaN.
+            InvalidInput: *value* is NaN, or neither text nor number.
         """
-        if value is None or isinstance(value, str) == self.is_number:
+        if value is None:
             return 0
+        _check_value(self.name, value)
         if isinstance(value, str):
-            return self._rows.get(value, 0)
-        _check_number(self.name, value)
+            return 0 if self.is_number else self._rows.get(value, 0)
+        if not self.is_number:
+            return 0
         return 1 + int(np.searchsorted(self.edges, value, side="right"))
 
     def standardize(self, value: float) -> float:
@@ -106,7 +108,7 @@ class Field:
         Raises:
             InvalidInput: *value* is NaN.
         """
-        _check_number(self.name, value)
+        _check_value(self.name, value)
         return min(max((value - self.mean) / self.deviation, -FARTHEST), FARTHEST)
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,9 +187,12 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the vocabulary that `to_dict` wrote."""
+        """Return the vocabulary that `to_dict` wrote; raises ValueError where an item stands twice."""
+        item_ids = tuple(str(item) for item in values["items"])
+        if len(set(item_ids)) < len(item_ids):
+            raise ValueError(f"{len(item_ids) - len(set(item_ids))} items stand twice")
         return cls(
-            tuple(str(item) for item in values["items"]),
+            item_ids,
             tuple(Field.from_dict(field) for field in values["item_fields"]),
             tuple(Field.from_dict(field) for field in values["profile_fields"]),
         )
@@ -200,8 +205,8 @@ def item_values(item: ItemInput) -> dict[str, Value]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_number(name: str, value: Value) -> None:
-    if not isinstance(value, str) and math.isnan(value):
+def _check_value(name: str, value: object) -> None:
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and math.isnan(value)):
         raise InvalidInput(f"field {name}", got=value, expected="a text or a number")
 
 

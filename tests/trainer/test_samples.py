@@ -51,7 +51,8 @@ def test_a_window_holds_the_newest_clicks_before_its_target_and_no_other_users()
 
 
 def test_training_and_serving_cut_the_same_window() -> None:
-    log = draw_groups(users=5)
+    drawn = draw_groups(users=5).histories
+    log = ClickLog([replace(h, profile={"country": f"C{n}", "age": float(n)}) for n, h in enumerate(drawn)])
     config = replace(CONFIG, max_clicks=10, weight_power=1.0)
     vocabulary = build_vocabulary(log)
     samples = build_samples(log, vocabulary, config)
