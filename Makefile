@@ -1,13 +1,16 @@
 # The two commands: `make up` runs the whole system, `make test` runs every test. `make help` lists the rest.
 PYTHON ?= python3
 DATA ?=
+FAULT ?=
+ROUNDS ?=
+REPORT ?=
 # Most of a test's time goes into waiting for a broker, a browser or a process to start.
 WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test unit integration check format bench lock clean preflight debian
+.PHONY: help setup up test unit integration faults check format bench lock clean preflight debian
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +43,10 @@ unit: setup ## Run the tests that need no broker
 
 integration: setup debian ## Run the tests that need a broker or the whole system
 	@$(BIN)/python -m pytest -m "kafka or system"
+
+faults: setup ## Kill, freeze and damage a real engine and audit it; FAULT=name ROUNDS=n REPORT=file.json
+	@exec $(BIN)/python -m tests.faults $(if $(FAULT),--fault $(FAULT)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	  $(if $(REPORT),--report $(REPORT))
 
 check: $(VENV)/.installed ## Check format, lint and types
 	@$(BIN)/ruff format --check engine trainer tests benchmarks deploy examples

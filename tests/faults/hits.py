@@ -1,0 +1,143 @@
+"""The faults: each hits an engine once, and says whether it was hit at work.
+
+A hit that found nothing under way proves nothing; it is counted as invalid, not as passed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.points import POINTS
+from tests.faults.rig import EngineProcess, Rig, wait
+
+ROUND_CLICKS = 12_000
+Hit = Callable[[Rig], bool]
+"""Does the harm; returns whether it hit the engine at work."""
+
+
+def kill_at_random(rig: Rig) -> bool:
+    """`kill -9` of an engine with a backlog, after a share of it that is drawn."""
+    return _kill_in_backlog(rig)
+
+
+def kill_at(point: str) -> Hit:
+    """`kill -9` at a named point of the engine's work."""
+
+    def hit(rig: Rig) -> bool:
+        rig.send(ROUND_CLICKS)
+        before = rig.applied()
+        engine = rig.start(point=point, times=1 if point == "before_positions" else rig.random.randrange(1, 4))
+        deadline = time.monotonic() + 60
+        while engine.is_running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        died = not engine.is_running and engine.process.returncode == -signal.SIGKILL
+        if engine.is_running:
+            engine.kill()
+        # Behind the writes there may be no backlog any more: then the work was the refresh, and the point proves it.
+        return died and (rig.applied() < rig.logged() or "dead" not in point) and before < rig.logged()
+
+    return hit
+
+
+def wipe_the_disk(rig: Rig) -> bool:
+    """`kill -9`, and everything that the engine had on disk is gone."""
+    hit = _kill_in_backlog(rig)
+    shutil.rmtree(rig.settings.data_dir / "engine")
+    return hit
+
+
+def cut_the_wal(rig: Rig) -> bool:
+    """`kill -9`, and the end of a write-ahead log is missing, as after a power cut."""
+    hit = _kill_in_backlog(rig)
+    logs = [path for path in rig.stores(None, "*/*.log") if path.stat().st_size > 100]
+    if not logs:
+        return False
+    path = rig.random.choice(logs)
+    size = path.stat().st_size
+    with path.open("r+b") as log:
+        log.truncate(rig.random.randrange(size // 2, size))
+    return hit
+
+
+def corrupt_a_table(rig: Rig) -> bool:
+    """`kill -9`, and a table file has other bytes; the engine must refuse it by name, then the store is set aside."""
+    hit = _kill_in_backlog(rig)
+    tables = [path for path in rig.stores(None, "*/*.sst") if path.stat().st_size > 1_000]
+    if not tables:
+        return False
+    path = rig.random.choice(tables)
+    content = bytearray(path.read_bytes())
+    for _ in range(200):
+        content[rig.random.randrange(len(content))] ^= 0xFF
+    path.write_bytes(bytes(content))
+    engine = rig.start()
+    deadline = time.monotonic() + 60
+    while engine.is_running and time.monotonic() < deadline:
+        time.sleep(0.1)
+    refused = not engine.is_running and engine.process.returncode == 1 and str(path.parent.name) in engine.last_lines()
+    if engine.is_running:
+        engine.kill()
+    shutil.move(path.parent, rig.settings.data_dir / f"aside-{time.time_ns()}")
+    return hit and refused
+
+
+def freeze_until_another_took_over(rig: Rig) -> bool:
+    """SIGSTOP for longer than the session lasts; another engine takes over; SIGCONT: the old one is a zombie."""
+    rig.send(ROUND_CLICKS)
+    before = rig.applied()
+    old = rig.start()
+    wait(lambda: rig.applied() > before, old, what="work to begin", every_s=0.002)
+    old.signal(signal.SIGSTOP)
+    hit = before < rig.applied() < rig.logged()
+    other = rig.settings.model_copy(update={"data_dir": rig.settings.data_dir / f"other-{time.time_ns()}"})
+    other.data_dir.mkdir()
+    other = other.model_copy(update={"registry_url": rig.settings.registry})
+    new = rig.start(other)
+    partitions = float(rig.settings.clicks_partitions)
+    wait(lambda: new.figures().get("mindstream_owned_partitions", 0) == partitions, new, what="the other to take over")
+    wait(lambda: rig.applied(other) == rig.logged(), new, what="the other to read the log")
+    old.signal(signal.SIGCONT)
+    rig.send(ROUND_CLICKS // 4)
+    time.sleep(3.0)
+    stop_or_kill(old)
+    wait(lambda: rig.applied(other) == rig.logged(), new, what="the other to go on alone")
+    stop_or_kill(new)
+    _adopt(rig, other.data_dir)
+    return hit
+
+
+def stop_or_kill(engine: EngineProcess) -> None:
+    """End *engine*, politely if it still listens."""
+    if engine.is_running:
+        engine.stop()
+
+
+def _adopt(rig: Rig, folder: Path) -> None:
+    """Let the stores of the engine that was right be those of the next rounds."""
+    shutil.rmtree(rig.settings.data_dir / "engine")
+    shutil.move(folder / "engine", rig.settings.data_dir / "engine")
+
+
+def _kill_in_backlog(rig: Rig) -> bool:
+    rig.send(ROUND_CLICKS)
+    before, end = rig.applied(), rig.logged()
+    goal = before + int((end - before) * rig.random.uniform(0.05, 0.7))
+    engine = rig.start()
+    wait(lambda: rig.applied() > goal, engine, what="work to begin", every_s=0.002)
+    engine.kill()
+    return before < rig.applied() < end
+
+
+FAULTS: dict[str, Hit] = {
+    "kill": kill_at_random,
+    **{f"kill-{point.replace('_', '-')}": kill_at(point) for point in POINTS},
+    "wiped-disk": wipe_the_disk,
+    "cut-wal": cut_the_wal,
+    "corrupt-table": corrupt_a_table,
+    "zombie": freeze_until_another_took_over,
+}
+"""Every fault by the name that `--fault` takes."""

@@ -1,0 +1,38 @@
+"""A short run of the fault rig; `make faults` is the long one."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from engine.settings import Settings
+from tests.faults.__main__ import Tally, main, run
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize("fault", ["kill", "kill-after-dead-letters", "kill-after-publish", "wiped-disk"])
+def test_an_engine_hit_at_work_loses_no_click_and_applies_none_twice(
+    broker: Settings, tmp_path: Path, fault: str
+) -> None:
+    tally = run(fault, broker, tmp_path, Namespace(rounds=1, series=1, seed=1))
+
+    assert tally.valid == 1
+    assert (tally.lost, tally.applied_twice, tally.differences) == (0, 0, [])
+
+
+def test_the_tally_counts_what_an_audit_names() -> None:
+    tally = Tally()
+
+    tally.add([{"kind": "click_missing"}, {"kind": "click_twice"}, {"kind": "order"}])
+
+    assert (tally.lost, tally.applied_twice, tally.differing) == (1, 1, 3)
+
+
+def test_help_teaches_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+
+    assert "kill-after-publish" in capsys.readouterr().out
