@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.audit.book import Letter, compare
+from engine.audit.book import Erasures, Letter, compare
 from engine.audit.messages import Entry, Rules, partition_of, read_click
-from engine.audit.records import Topic, read_dump, read_letters
+from engine.audit.records import Topic, read_dump, read_erasures, read_letters
 from engine.audit.report import AuditReport, Difference, Namer
 from engine.settings import Settings
 
@@ -21,6 +21,7 @@ __all__ = [
     "AuditReport",
     "Difference",
     "Entry",
+    "Erasures",
     "Letter",
     "Namer",
     "Rules",
@@ -39,7 +40,7 @@ def audit(
     show_ids: bool = False,
     now_ms: int | None = None,
 ) -> AuditReport:
-    """Compare *windows* and the dead letters with what the log says.
+    """Compare *windows*, the dead letters and the recall lists with what the log says.
 
     Args:
         settings: where the log is, and the rules that the engine was run with.
@@ -53,8 +54,11 @@ def audit(
         SourceError: the dump can't be read.
     """
     ends_before_dump = Topic(settings, "clicks").ends
+    erased_before_dump = read_erasures(Topic(settings, "erasures").entries())
     claims = list(read_dump(windows))
-    clicks, letters = Topic(settings, "clicks"), Topic(settings, "clicks.dead-letters")
+    lists = Topic(settings, "recall-lists")  # after the dump, so that every list it speaks of is there,
+    until = read_erasures(Topic(settings, "erasures").entries())
+    clicks, letters = Topic(settings, "clicks"), Topic(settings, "clicks.dead-letters")  # and every click of a list
     clicks.refuse_a_cut_log()
     rules = Rules(
         partitions=len(clicks.ends),
@@ -67,8 +71,15 @@ def audit(
         claims,
         read_letters(letters.entries(), topic=settings.topic("clicks")),
         rules,
+        lists=lists.entries(),
+        erasures=Erasures(until, _unsettled(erased_before_dump, until)),
         namer=Namer(settings.log_salt.get_secret_value().encode(), show_ids),
         ends=clicks.ends,
         through={partition: end - 1 for partition, end in ends_before_dump.items()},
         now_ms=now_ms if now_ms is not None else int(time.time() * 1000),
     )
+
+
+def _unsettled(before: Mapping[str, object], after: Mapping[str, object]) -> frozenset[str]:
+    """Return the users erased between two readings: what was dumped meanwhile shows either state."""
+    return frozenset(user_id for user_id, until in after.items() if before.get(user_id) != until)

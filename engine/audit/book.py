@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine.audit.messages import Click, Entry, Order, Refused, Rules, read_click
+from engine.audit.lists import ListBook, epoch_of, shown
+from engine.audit.messages import Click, Entry, Order, Refused, Rules, partition_of, read_click
 from engine.audit.report import CLASSES, AuditReport, Difference, Namer
 
 LETTER_LIFE_MS = 23 * 3_600_000
@@ -27,6 +28,15 @@ class Letter(NamedTuple):
     timestamp_ms: int
 
 
+@dataclass(frozen=True)
+class Erasures:
+    """Whose clicks must be gone; of the unsettled users, erased while the audit began, nothing is said."""
+
+    until: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """By user and partition, the last offset whose clicks are erased."""
+    unsettled: frozenset[str] = frozenset()
+
+
 def compare(
     entries: Iterable[Entry],
     claims: Iterable[Mapping[str, Any]],
@@ -35,10 +45,12 @@ def compare(
     *,
     ends: Mapping[int, int],
     through: Mapping[int, int] | None = None,
+    lists: Iterable[Entry] | None = None,
+    erasures: Erasures | None = None,
     namer: Namer | None = None,
     now_ms: int = 0,
 ) -> AuditReport:
-    """Return what an honest engine would have kept, set against *claims* and *letters*.
+    """Return what an honest engine would have kept, set against *claims*, *letters* and *lists*.
 
     Args:
         entries: the log, each partition in offset order from 0.
@@ -47,10 +59,22 @@ def compare(
         rules: what is a click, and how many a window keeps.
         ends: per partition, the offset after the last.
         through: per partition that the dump has no line of, the last offset that counts; None: all of the log.
+        lists: the recall lists, each partition in offset order; None looks at none.
+        erasures: whose clicks must be gone.
         namer: how users are named.
         now_ms: wall time, to tell letters that have expired.
     """
-    book = _Book(rules, ends, claims, letters, through=through or {}, namer=namer or Namer(), now_ms=now_ms)
+    book = _Book(
+        rules,
+        ends,
+        claims,
+        letters,
+        through=through or {},
+        lists=lists,
+        erasures=erasures or Erasures(),
+        namer=namer or Namer(),
+        now_ms=now_ms,
+    )
     for entry in entries:
         book.enter(entry)
     return book.close()
@@ -62,10 +86,11 @@ class _Claim:
     applied_offset: int
     clicks: list[Mapping[str, Any]]
     profile: Mapping[str, Any] | None
+    line: Mapping[str, Any]
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> _Claim:
-        return cls(line["partition"], line["applied_offset"], line["clicks"], line.get("profile"))
+        return cls(line["partition"], line["applied_offset"], line["clicks"], line.get("profile"), line)
 
 
 class _Book:
@@ -79,6 +104,8 @@ class _Book:
         letters: Iterable[Letter],
         *,
         through: Mapping[int, int],
+        lists: Iterable[Entry] | None,
+        erasures: Erasures,
         namer: Namer,
         now_ms: int,
     ) -> None:
@@ -89,33 +116,54 @@ class _Book:
         self._clicks: dict[str, dict[Order, tuple[int, Click]]] = {}
         self._profiles: dict[str, dict[str, tuple[Order, str | float]]] = {}
         self._home: dict[str, int] = {}
+        self._history: dict[str, list[tuple[int, Click]]] = {}
+        self._erasures = erasures
+        self._erased: dict[str, dict[Order, Click]] = {}
         self._differences: list[Difference] = []
         self._claims = self._take_claims(claims)
         applied = {claim.partition: claim.applied_offset for claim in self._claims.values()}
+        self._epochs = {c.partition: epoch_of(c.line["log"]) for c in self._claims.values() if "log" in c.line}
+        self._lists = None if lists is None else ListBook(lists, self._differ, partitions=rules.partitions)
         self._through = {p: applied.get(p, through.get(p, end - 1)) for p, end in ends.items()}
 
     def enter(self, entry: Entry) -> None:
         """Put one record in its class."""
-        counts = self._counts[entry.partition]
-        if entry.offset > self._through[entry.partition]:
+        counts, is_applied = self._counts[entry.partition], entry.offset <= self._through[entry.partition]
+        if not is_applied:
             counts["waiting"] += 1
-        elif entry.value is None:
-            counts["tombstone"] += 1
-            self._expect_no_letter(entry)
-        else:
-            try:
-                click = read_click(entry, self._rules)
-            except Refused as refusal:
+        if entry.value is None:
+            counts["tombstone"] += is_applied
+            self._expect_no_letter(entry, is_applied=is_applied)
+            return
+        is_erased = self._is_erased(entry)
+        counts["erased"] += is_erased and is_applied
+        try:
+            click = read_click(entry, self._rules)
+        except Refused as refusal:
+            if is_applied and not is_erased:
                 counts["rejected"] += 1
                 self._expect_letter(entry, str(refusal))
+            elif is_erased:
+                self._expect_no_letter(entry, is_applied=is_applied, kind="erased_back")
+        else:
+            self._expect_no_letter(entry, is_applied=is_applied)
+            if is_erased:
+                self._erased.setdefault(click.user_id, {})[click.order] = click
             else:
-                self._expect_no_letter(entry)
-                self._keep(entry, click)
+                self._keep(entry, click, is_applied=is_applied)
+
+    def _is_erased(self, entry: Entry) -> bool:
+        until = self._erasures.until.get((entry.key or b"").decode("utf-8", "replace"), {})
+        return entry.offset <= until.get(entry.partition, -1)
+
+    def _is_settled(self, key: bytes | None) -> bool:
+        return (key or b"").decode("utf-8", "replace") not in self._erasures.unsettled
 
     def close(self) -> AuditReport:
         """Compare the windows and report; the book is done then."""
         for user_id in sorted(self._clicks.keys() | self._claims.keys()):
             self._compare_user(user_id)
+        self._compare_lists()
         for partition, counts in self._counts.items():
             counts["control"] = self._ends[partition] - sum(counts.values())
         return AuditReport(
@@ -125,6 +173,7 @@ class _Book:
             windows=len(self._claims),
             letters=self._letters_found,
             letters_expired=self._letters_expired,
+            lists={} if self._lists is None else dict(self._lists.counts),
             differences=self._differences,
         )
 
@@ -135,17 +184,17 @@ class _Book:
     def _expect_letter(self, entry: Entry, reason: str) -> None:
         if self._has_letter(entry):
             self._letters_found += 1
+        elif not self._is_settled(entry.key):
+            pass  # erased while the audit began: the letter may be gone already
         elif self._now_ms - entry.timestamp_ms < LETTER_LIFE_MS:
             self._differences.append(Difference("letter_missing", f"clicks {entry.partition}:{entry.offset}", reason))
         else:
             self._letters_expired += 1
 
-    def _expect_no_letter(self, entry: Entry) -> None:
-        if self._has_letter(entry):
-            detail = "is a good click, or has no value, and has a dead letter"
-            self._differences.append(
-                Difference("letter_unexpected", f"clicks {entry.partition}:{entry.offset}", detail)
-            )
+    def _expect_no_letter(self, entry: Entry, *, is_applied: bool, kind: str = "letter_unexpected") -> None:
+        if is_applied and self._has_letter(entry) and self._is_settled(entry.key):
+            detail = "is a good click, or has no value, or is of an erased user, and has a dead letter"
+            self._differences.append(Difference(kind, f"clicks {entry.partition}:{entry.offset}", detail))
 
     def _take_claims(self, lines: Iterable[Mapping[str, Any]]) -> dict[str, _Claim]:
         claims = [(line["user_id"], _Claim.of(line)) for line in lines]
@@ -168,7 +217,11 @@ class _Book:
                 self._differences.append(Difference("offset_beyond_log", f"partition {partition}", detail))
         return taken
 
-    def _keep(self, entry: Entry, click: Click) -> None:
+    def _keep(self, entry: Entry, click: Click, *, is_applied: bool) -> None:
+        if self._lists is not None:
+            self._history.setdefault(click.user_id, []).append((entry.offset, click))
+        if not is_applied:
+            return
         self._home[click.user_id] = entry.partition
         clicks = self._clicks.setdefault(click.user_id, {})
         self._counts[entry.partition]["duplicate"] += click.order in clicks
@@ -185,16 +238,25 @@ class _Book:
             counts = self._counts[self._home[user_id]]
             counts["accepted"] += len(window)
             counts["trimmed"] += len(clicks) - len(window)
+        if user_id in self._erasures.unsettled:
+            return
         if claim is None:
             self._differ("window_missing", user_id, f"the log gives it {len(window)} clicks, the dump has no line")
         elif not clicks:
-            self._differ("window_unexpected", user_id, f"the dump has {len(claim.clicks)} clicks, the log none")
+            self._compare_nothing(user_id, claim)
         elif claim.partition != self._home[user_id]:
             detail = f"kept by partition {claim.partition}, logged in {self._home[user_id]}"
             self._differ("wrong_partition", user_id, detail)
         else:
             self._compare_clicks(user_id, window, claim)
             self._compare_profile(user_id, claim)
+
+    def _compare_nothing(self, user_id: str, claim: _Claim) -> None:
+        kind = "erased_back" if user_id in self._erased else "window_unexpected"
+        if claim.clicks or kind == "window_unexpected":
+            self._differ(kind, user_id, f"the dump has {len(claim.clicks)} clicks, the log none")
+        elif claim.profile:
+            self._differ(kind, user_id, "the dump still has a profile")
 
     def _compare_clicks(self, user_id: str, window: Mapping[Order, tuple[int, Click]], claim: _Claim) -> None:
         kept = {_claimed_order(click): click for click in claim.clicks}
@@ -204,7 +266,8 @@ class _Book:
             elif _claimed_values(kept[order]) != (click.item_id, click.event_type, click.weight):
                 self._differ("click_different", user_id, f"{_told(order)} of offset {offset} has other values")
         for order in kept.keys() - window.keys():
-            self._differ("click_unexpected", user_id, f"{_told(order)} does not belong to the window")
+            kind = "erased_back" if order in self._erased.get(user_id, {}) else "click_unexpected"
+            self._differ(kind, user_id, f"{_told(order)} does not belong to the window")
         if len(kept) < len(claim.clicks):
             self._differ("click_twice", user_id, f"{len(claim.clicks) - len(kept)} clicks stand there again")
         elif kept.keys() == window.keys() and list(kept) != list(window):
@@ -217,6 +280,30 @@ class _Book:
         for name in sorted(profile.keys() | claim.profile.keys()):
             if profile.get(name) != claim.profile.get(name):
                 self._differ("profile", user_id, f"attribute {name!r} is not what the log says")
+
+    def _compare_lists(self) -> None:
+        if self._lists is None:
+            return
+        for user_id in sorted(self._lists.users - self._erasures.unsettled):
+            history = self._history.get(user_id, [])
+            partition = partition_of(user_id.encode(), self._rules.partitions)
+            erased = {shown(click) for click in self._erased.get(user_id, {}).values()}
+            self._lists.compare(
+                user_id,
+                history,
+                frozenset(erased - {shown(click) for _, click in history}),
+                epoch=self._epoch(partition),
+                end=self._ends[partition],
+                max_clicks=self._rules.max_clicks,
+            )
+        for user_id in sorted((self._claims.keys() & self._clicks.keys()) - self._erasures.unsettled):
+            claim, epoch = self._claims[user_id], self._epoch(self._home[user_id])
+            offsets = [offset for offset, _ in self._history[user_id] if offset <= self._through[self._home[user_id]]]
+            self._lists.expect(user_id, claim.line, epoch, offsets[-1], max(self._clicks[user_id])[0])
+
+    def _epoch(self, partition: int) -> str | None:
+        every = set(self._epochs.values())
+        return self._epochs.get(partition, every.pop() if len(every) == 1 else None)
 
     def _differ(self, kind: str, user_id: str, detail: str) -> None:
         self._differences.append(Difference(kind, self._namer.name(user_id), detail))

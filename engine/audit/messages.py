@@ -22,13 +22,14 @@ TWENTY_YEARS_MS = 20 * 366 * 86_400_000
 
 
 class Entry(NamedTuple):
-    """One record of `clicks`, as it lies in the log."""
+    """One record of a topic, as it lies in the log."""
 
     partition: int
     offset: int
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 class Click(NamedTuple):

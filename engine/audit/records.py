@@ -1,4 +1,4 @@
-"""What an audit reads: two topics through kafka-python, and the dump of the windows."""
+"""What an audit reads: four topics through kafka-python, and the dump of the windows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Topic:
                     end = self.ends[partition.partition]
                     for r in records:
                         if r.offset < end:
-                            yield Entry(r.partition, r.offset, r.timestamp, r.key, r.value)
+                            yield Entry(r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers))
                 left = {p for p in left if consumer.position(p) < self.ends[p.partition]}
                 moved_at = time.monotonic() if polled else moved_at
                 if time.monotonic() - moved_at > STALL_S:
@@ -104,6 +104,21 @@ def read_letters(entries: Iterable[Entry], *, topic: str) -> Iterator[Letter]:
         parts = (entry.key or b"").decode("utf-8", "replace").rsplit(":", 3)
         if len(parts) == 4 and parts[1] == topic and parts[2].isdecimal() and parts[3].isdecimal():
             yield Letter(int(parts[2]), int(parts[3]), entry.timestamp_ms)
+
+
+def read_erasures(entries: Iterable[Entry]) -> dict[str, dict[int, int]]:
+    """Return by user and partition the last offset whose clicks are erased; what can't be read erases nothing."""
+    erased: dict[str, dict[int, int]] = {}
+    for entry in entries:
+        try:
+            content = json.loads(entry.value or b"")
+            user_id, partition, offset = content["user_id"], content["partition"], content["offset"]
+        except (ValueError, TypeError, KeyError):
+            continue
+        if isinstance(user_id, str) and type(partition) is int and type(offset) is int:
+            until = erased.setdefault(user_id, {})
+            until[partition] = max(offset, until.get(partition, -1))
+    return erased
 
 
 def read_dump(windows: Iterable[Mapping[str, Any]] | Path | None) -> Iterator[Mapping[str, Any]]:

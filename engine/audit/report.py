@@ -7,9 +7,12 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-CLASSES = ("accepted", "duplicate", "trimmed", "rejected", "tombstone", "control", "waiting")
-"""What an offset can be: in a window, melted into a later equal click, pushed out by newer ones, a dead letter, no
-value, no record of ours (a transaction's marker), or not applied when the dump was made."""
+CLASSES = ("accepted", "duplicate", "trimmed", "rejected", "erased", "tombstone", "control", "waiting")
+"""What an offset can be: in a window, melted into a later equal click, pushed out by newer ones, a dead letter, of an
+erased user, no value, no record of ours (a transaction's marker), or not applied when the dump was made."""
+LIST_CLASSES = ("checked", "waiting", "not_due", "given_up", "foreign", "untold")
+"""What became of lists: compared and right; and users who wait for one, who can have none, of whom none could be made,
+whose list is of another epoch, and of whom the dump doesn't say whether they wait."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class AuditReport:
     """Dead letters found for the messages that the auditor refuses."""
     letters_expired: int = 0
     """Refused messages without a letter that are too old to prove anything."""
+    lists: dict[str, int] = field(default_factory=dict)
+    """Lists and users without one, by class."""
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -67,6 +72,7 @@ class AuditReport:
             "windows": self.windows,
             "letters": self.letters,
             "letters_expired": self.letters_expired,
+            "lists": self.lists,
             "offsets": {str(partition): counts for partition, counts in self.offsets.items()},
             "totals": {name: self.total(name) for name in CLASSES},
             "differences": [difference._asdict() for difference in self.differences],
@@ -76,6 +82,8 @@ class AuditReport:
         """Return the report in sentences, the verdict last."""
         counted = ", ".join(f"{self.total(name)} {name}" for name in CLASSES)
         told = [f"{sum(self.logged.values())} offsets of {len(self.logged)} partitions: {counted}"]
+        if self.lists:
+            told.append("lists: " + ", ".join(f"{count} {name}" for name, count in self.lists.items()))
         told += [f"{kind}  {subject}  {detail}" for kind, subject, detail in self.differences]
         verdict = "equal to the log" if self.ok else f"{len(self.differences)} differences"
         return [*told, f"{self.windows} windows of {self.users} users, {self.letters} dead letters: {verdict}"]

@@ -341,7 +341,8 @@ def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
     A data directory may hold stores of other topics too, made under another prefix; those are left out.
 
     Yields:
-        `{"user_id", "clicks": [{...}, oldest first], "profile", "partition", "applied_offset"}`.
+        `{"user_id", "clicks": [{...}, oldest first], "profile", "partition", "applied_offset", "waiting", "refreshed",
+        "log"}`, described in docs/audit.md.
     """
     for path in sorted(stores_dir(settings).glob("*/CURRENT")):
         db = open_for_reading(path.parent)
@@ -356,6 +357,8 @@ def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def _dump_store(db: Rdict, header: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     applied_offset, view = read_offset(db), db.iter()
+    waiting, refreshed = read_marks(db.iter()).keys(), dict(scan_derived(db.iter()))
+    log = {name: header[name] for name in ("cluster_id", "topic_id", "partitions")}
     for user_id in scan_users(db.iter()):
         clicks, _ = scan_window(view, user_id, max_clicks=header["max_clicks"])
         yield {
@@ -364,7 +367,20 @@ def _dump_store(db: Rdict, header: Mapping[str, Any]) -> Iterator[dict[str, Any]
             "profile": scan_profile(view, user_id),
             "partition": header["partition"],
             "applied_offset": applied_offset,
+            "waiting": user_id in waiting,
+            "refreshed": _refresh_fields(refreshed.get(user_id)),
+            "log": log,
         }
+
+
+def _refresh_fields(row: DerivedRow | None) -> dict[str, int | None] | None:
+    if row is None:
+        return None
+    return {
+        "as_of_ms": row.last_activity_ms or None,
+        "activation": row.activation,
+        "window_offset": row.window_offset if row.has_list else None,
+    }
 
 
 def _click_fields(click: ClickEvent) -> dict[str, Any]:

@@ -519,6 +519,9 @@ def test_a_dump_reads_every_store_while_its_owner_writes(tmp_path: Path) -> None
             "profile": {"country": "FR"},
             "partition": partition,
             "applied_offset": 0,
+            "waiting": True,
+            "refreshed": None,
+            "log": {name: getattr(HEADER, name) for name in ("cluster_id", "topic_id", "partitions")},
         }
         for partition in (0, 1)
     ]
