@@ -272,7 +272,7 @@ def audit(
     show_ids: Annotated[bool, typer.Option("--show-ids", help="Name users in clear, not by their hash.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Recompute every window from the log, with a decoder of its own, and name each difference."""
+    """Recompute every window from the log, compare lists and dead letters too, and name each difference."""
     from engine.audit import audit as run_audit
 
     report = run_audit(_on_cluster("audit"), windows=windows_file, show_ids=show_ids)

@@ -150,8 +150,7 @@ class ListBook:
             self.counts["foreign"] += 1  # of an earlier life of the topic, or of one that the dump does not name
             return
         if last.place < greatest.place:
-            detail = f"the last list is of {_told(last.place)}, an earlier one of {_told(greatest.place)}"
-            self._differ("list_older", user_id, detail)
+            self._compare_order(last, greatest, history)
         for published in [last] if last is greatest else [last, greatest]:
             if not erased.isdisjoint(published.window):
                 self._differ("erased_back", user_id, f"the list at {_told(published.place)} shows erased clicks")
@@ -162,6 +161,15 @@ class ListBook:
                 self._differ("list_window", user_id, detail)
             else:
                 self.counts["checked"] += 1
+
+    def _compare_order(self, last: Published, greatest: Published, history: History) -> None:
+        """Name the older list that compaction would keep, unless it says all that the newer one says."""
+        (since, activation), (through, newest) = last.place, greatest.place
+        if activation < newest or any(since < offset <= through for offset, _ in history):
+            detail = f"the last list is of {_told(last.place)}, an earlier one of {_told(greatest.place)}"
+            self._differ("list_older", last.user_id, detail)
+        else:
+            self.counts["older_alike"] += 1
 
     def expect(self, user_id: str, line: Mapping[str, Any], epoch: str | None, last_click: int, newest_ms: int) -> None:
         """Check that the user's clicks are in a list, or wait for one, or can have none.

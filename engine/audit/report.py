@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 CLASSES = ("accepted", "duplicate", "trimmed", "rejected", "erased", "tombstone", "control", "waiting")
 """What an offset can be: in a window, melted into a later equal click, pushed out by newer ones, a dead letter, of an
 erased user, no value, no record of ours (a transaction's marker), or not applied when the dump was made."""
-LIST_CLASSES = ("checked", "waiting", "not_due", "given_up", "foreign", "untold")
+LIST_CLASSES = ("checked", "waiting", "not_due", "given_up", "older_alike", "foreign", "untold")
 """What became of lists: compared and right; and users who wait for one, who can have none, of whom none could be made,
-whose list is of another epoch, and of whom the dump doesn't say whether they wait."""
+whose last list is older but says the same, whose list is of another epoch, and of whom the dump doesn't say whether
+they wait."""
 
 
 @dataclass(frozen=True)
