@@ -1,6 +1,6 @@
 """The auditor's book: the whole log folded by the window's rule, set against what an engine kept.
 
-Memory: every good click of the log is held, about 0.7 KB each.
+Memory: every good click of the log is held, about 0.6 KB each.
 """
 
 from __future__ import annotations
