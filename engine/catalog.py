@@ -26,7 +26,7 @@ log = structlog.get_logger()
 class Catalog:
     """Follows `items` and answers what is known of an item.
 
-    Read it on the event loop's thread; `unavailable_ids` and `is_removed` may be called from any.
+    Read it on the event loop's thread; `unavailable_ids`, `items_in` and `is_removed` may be called from any.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,6 +35,7 @@ class Catalog:
         self._items: dict[str, ItemEvent] = {}
         self._removed: set[str] = set()
         self._unavailable: set[str] = set()
+        self._in_category: dict[str, set[str]] = {}
         self.revision = 0
         """Grows with every change of an item's availability; who derives something from it compares."""
 
@@ -84,6 +85,10 @@ class Catalog:
         """Return the items that are removed or not available, as they are now; any thread may call this."""
         return frozenset(self._unavailable)  # one step of the interpreter, so no change comes between
 
+    def items_in(self, category: str) -> frozenset[str]:
+        """Return the items of *category*, as they are now; any thread may call this."""
+        return frozenset(self._in_category.get(category, ()))  # one step of the interpreter, as above
+
     async def apply(self, records: Sequence[Record]) -> None:
         """Take in records of `items`, in log order; a bad one changes nothing."""
         for record in records:
@@ -99,19 +104,31 @@ class Catalog:
         metrics.CATALOG_ITEMS.set(len(self._items))
 
     def _put(self, item: ItemEvent) -> None:
+        self._leave_category(item.item_id)
         if item.removed:
             self._items.pop(item.item_id, None)
             self._removed.add(item.item_id)
         else:
             self._items[item.item_id] = item
+            if item.category is not None:
+                self._in_category.setdefault(item.category, set()).add(item.item_id)
             self._removed.discard(item.item_id)
         self._set_available(item.item_id, item.available and not item.removed)
 
     def _forget(self, item_id: str) -> None:
         """Know nothing of the item, as who starts after compaction; a removal is a record of its own, and stays."""
+        self._leave_category(item_id)
         self._items.pop(item_id, None)
         self._removed.discard(item_id)
         self._set_available(item_id, True)
+
+    def _leave_category(self, item_id: str) -> None:
+        category = self.category(item_id)
+        if category is not None:
+            members = self._in_category[category]
+            members.discard(item_id)
+            if not members:
+                del self._in_category[category]
 
     def _set_available(self, item_id: str, available: bool) -> None:
         if available == self.is_available(item_id):

@@ -81,7 +81,8 @@ REQUEST_SECONDS = Histogram(
     "mindstream_http_request_seconds", "Time to answer an HTTP request.", ["route"], buckets=STAGE_BUCKETS
 )
 ANSWERS = Counter("mindstream_answers_total", "Recall lists answered, by where they came from.", ["source"])
-for _source in ("personal", "popular"):
+ANSWER_SOURCES = ("personal", "popular", "searched", "ad_hoc")
+for _source in ANSWER_SOURCES:
     ANSWERS.labels(_source)
 
 TRAINING_RUNS = Counter("mindstream_training_runs_total", "Training runs, by how they ended.", ["outcome"])

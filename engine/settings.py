@@ -145,6 +145,8 @@ class Settings(BaseSettings):
     """Port of the trainer's metrics; 0 turns them off."""
     max_query_items: int = Field(default=200, ge=1, le=1_000)
     """Largest `limit` of a query; at most `list_size`."""
+    max_recalls_at_once: int = Field(default=32, ge=1, le=10_000)
+    """Lists and neighbors that a query service works out itself at once, waiting ones included; more are refused."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=100_000_000)
     """Larger HTTP bodies are refused."""
     ready_max_lag: int = Field(default=10_000, ge=0, le=10**9)

@@ -19,6 +19,7 @@ ENGINE_CORE = {
     "engine.hotswap",
     "engine.catalog",
     "engine.microbatch",
+    "engine.adhoc",
 }
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "engine.catalog": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.microbatch": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
+    "engine.adhoc": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.refresh": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.snapshot": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.hotswap": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},

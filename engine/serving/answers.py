@@ -8,13 +8,22 @@ the popular items of the version in service.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from engine.events import ItemEvent
-from engine.recall import InterestSummary, ItemFacts, PopularSnapshot, WindowClick, popular_list
+from engine.events import ClickEvent, ItemEvent
+from engine.recall import (
+    InterestSummary,
+    ItemFacts,
+    PopularItems,
+    PopularSnapshot,
+    RecallList,
+    WindowClick,
+    encode_list,
+    popular_list,
+)
 from engine.serving import refusals
 from engine.serving.queries import RecallQuery
 
@@ -61,9 +70,12 @@ class AnswerItem(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, gc=False, omit_defaults=True):
-    """A recall list over HTTP; `interests` and `window` only where the query asks to explain."""
+    """A recall list over HTTP; `interests` and `window` only where the query asks to explain.
 
-    user_id: str
+    `user_id` is None for clicks that are nobody's.
+    """
+
+    user_id: str | None
     items: list[AnswerItem]
     as_of_ms: int | None
     accepted_at_ms: int | None
@@ -76,11 +88,28 @@ class Answer(msgspec.Struct, gc=False, omit_defaults=True):
     source: str
     interests: list[dict[str, Any]] | None = None
     window: list[dict[str, Any]] | None = None
+    without: list[dict[str, Any]] | None = None
+    """By click, newest first: which of the items leave when it is undone."""
+    min_offset_reached: bool | None = None
+
+
+class Held(msgspec.Struct, gc=False):
+    """The part of a stored list that tells of the user and not of the items."""
+
+    window: list[WindowClick] = []
+    interests: msgspec.Raw = msgspec.Raw(b"[]")
+    as_of_ms: int | None = None
+    computed_at_ms: int | None = None
+    window_offset: int = -1
+    activation: int = -1
+    epoch: str = ""
+    model_version: str | None = None
 
 
 _DECODE_LIST = msgspec.json.Decoder(StoredList).decode
 _DECODE_INTERESTS = msgspec.json.Decoder(list[InterestSummary]).decode
 _DECODE_WINDOW = msgspec.json.Decoder(list[WindowClick]).decode
+decode_held = msgspec.json.Decoder(Held).decode
 encode_answer = msgspec.json.Encoder().encode
 
 
@@ -118,15 +147,48 @@ def answer_query(
     return _popular(personal, query, user_id=user_id, snapshot=snapshot, catalog=catalog, now_ms=now_ms)
 
 
+def answer_made(
+    made: RecallList, query: RecallQuery, *, user_id: str | None, source: str, catalog: Titles, now_ms: int
+) -> Answer:
+    """Return the page of a list that was made on the spot; its items are those that the list's bytes hold."""
+    listed = _DECODE_LIST(encode_list(made))
+    answer = _assemble(listed, _slice(_keep(listed.items, query, catalog), query), query, catalog, now_ms)
+    answer.user_id, answer.source = user_id, source
+    return answer
+
+
+def is_cut_short(stored: bytes, query: RecallQuery, catalog: Titles) -> bool:
+    """Return whether the filter of *query* takes so much of the stored list that its page is not full."""
+    items = _DECODE_LIST(stored).items
+    wanted = min(query.reach, sum(catalog.is_available(item.item_id) for item in items))
+    return len(_keep(items, query, catalog)) < wanted
+
+
+def explain_held(stored: bytes | None, catalog: Titles) -> tuple[Held, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what a stored list tells of the user, the window oldest click first, and the interests, with titles."""
+    held = decode_held(stored) if stored is not None else Held()
+    return held, _titled_window(held.window, catalog), _titled_interests(held.interests, catalog)
+
+
+def tell_without(clicks: Sequence[ClickEvent], left: Sequence[Sequence[str]], catalog: Titles) -> list[dict[str, Any]]:
+    """Return for each of *clicks* the items that leave when it is undone."""
+    return [
+        _titled({"item_id": click.item_id, "clicked_at_ms": click.clicked_at_ms, "leave": list(items)}, catalog)
+        for click, items in zip(clicks, left, strict=True)
+    ]
+
+
 def _keep(items: Sequence[StoredItem], query: RecallQuery, catalog: Titles) -> list[AnswerItem]:
     """Return the items that may be shown, best first, no more than the query reaches."""
     kept: list[AnswerItem] = []
-    reach = query.offset + query.limit
+    reach, category = query.reach, query.category
     for item in items:
         item_id = item.item_id
         if item_id in query.exclude or not catalog.is_available(item_id):
             continue
         known = catalog.get(item_id)
+        if category is not None and (known is None or known.category != category):
+            continue
         kept.append(AnswerItem(item_id, item.score, item.interest, known.title if known is not None else None))
         if len(kept) == reach:
             break
@@ -167,11 +229,13 @@ def _popular(
     now_ms: int,
 ) -> Answer:
     window = _DECODE_WINDOW(personal.window) if personal is not None else []
+    if query.category is not None:
+        snapshot = _Narrowed(snapshot, query.category)
     recalled = popular_list(
         snapshot,
         catalog,
         user_id=user_id,
-        limit=query.offset + query.limit,
+        limit=query.reach,
         window_item_ids=[click.item_id for click in window],
         exclude=query.exclude,
     )
@@ -189,20 +253,43 @@ def _popular(
 
 
 def _explain_interests(recalled: StoredList, catalog: Titles) -> list[dict[str, Any]]:
+    return _titled_interests(recalled.interests, catalog)
+
+
+def _explain_window(recalled: StoredList, catalog: Titles) -> list[dict[str, Any]]:
+    return _titled_window(_DECODE_WINDOW(recalled.window), catalog)
+
+
+def _titled_interests(interests: msgspec.Raw, catalog: Titles) -> list[dict[str, Any]]:
     return [
         {
             "interest": interest.interest,
             "weight": interest.weight,
             "clicks": [_titled(msgspec.structs.asdict(click), catalog) for click in interest.clicks],
         }
-        for interest in _DECODE_INTERESTS(recalled.interests)
+        for interest in _DECODE_INTERESTS(interests)
     ]
 
 
-def _explain_window(recalled: StoredList, catalog: Titles) -> list[dict[str, Any]]:
-    return [_titled(msgspec.structs.asdict(click), catalog) for click in _DECODE_WINDOW(recalled.window)]
+def _titled_window(window: Sequence[WindowClick], catalog: Titles) -> list[dict[str, Any]]:
+    return [_titled(msgspec.structs.asdict(click), catalog) for click in window]
 
 
 def _titled(fields: dict[str, Any], catalog: Titles) -> dict[str, Any]:
     known = catalog.get(fields["item_id"])
     return {**fields, "title": known.title} if known is not None and known.title is not None else fields
+
+
+class _Narrowed:
+    """A version whose popular items are those of one category."""
+
+    def __init__(self, snapshot: PopularSnapshot, category: str) -> None:
+        self.model_version, self.activation = snapshot.model_version, snapshot.activation
+        self.trained_at_ms = snapshot.trained_at_ms
+        self.popular: PopularItems = _OneCategory(snapshot.popular.by_category.get(category, ()))
+
+
+class _OneCategory:
+    def __init__(self, item_ids: Sequence[str]) -> None:
+        self.overall: Sequence[str] = item_ids
+        self.by_category: Mapping[str, Sequence[str]] = {}

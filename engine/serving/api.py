@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -20,13 +21,15 @@ from starlette.routing import Match
 
 from engine import metrics
 from engine.log import Position
-from engine.serving import intake, openapi, queries, refusals
-from engine.serving.answers import Answer, answer_query, encode_answer
+from engine.serving import answers, intake, openapi, queries, refusals, workout
+from engine.serving.adhoc import read_ad_hoc
+from engine.serving.answers import Answer, Held, answer_query, encode_answer
 from engine.serving.gate import Gate
 from engine.serving.page import page_routes
 from engine.serving.queries import RecallQuery
 from engine.serving.refusals import Refusal, json_response
 from engine.serving.service import QueryService, wall_ms
+from engine.store.lists import ListStore
 
 METRICS_KEPT_S = 1.0
 
@@ -56,8 +59,12 @@ def create_app(service: QueryService) -> FastAPI:
     routes = Routes(service)
     for path, method, handler, described in (
         ("/v1/users/{user_id}/recall", "GET", routes.recall, openapi.RECALL),
+        ("/v1/users/{user_id}/window", "GET", routes.window, openapi.WINDOW),
+        ("/v1/users/{user_id}/interests", "GET", routes.interests, openapi.INTERESTS),
+        ("/v1/recall", "POST", routes.recall_ad_hoc, openapi.RECALL_AD_HOC),
         ("/v1/recall:batch", "POST", routes.recall_batch, openapi.RECALL_BATCH),
         ("/v1/clicks", "POST", routes.post_clicks, openapi.POST_CLICKS),
+        ("/v1/items/{item_id}/neighbors", "GET", routes.neighbors, openapi.NEIGHBORS),
         ("/v1/items/{item_id}", "PUT", routes.put_item, openapi.PUT_ITEM),
         ("/v1/items/{item_id}", "DELETE", routes.delete_item, openapi.DELETE_ITEM),
         ("/v1/status", "GET", routes.status, openapi.STATUS),
@@ -76,26 +83,61 @@ def create_app(service: QueryService) -> FastAPI:
 
 
 class Routes:
-    """One method a route; all on the event loop, none waits for anything but Kafka's acknowledgement."""
+    """One method a route; all on the event loop.
+
+    None waits for anything but Kafka's acknowledgement, the list of one's own click, and the thread of `Spot`.
+    """
 
     def __init__(self, service: QueryService) -> None:
         self._service = service
         self._settings = service.settings
         self._metrics: tuple[float, bytes, str] = (float("-inf"), b"", "")
-        self._answered = {source: metrics.ANSWERS.labels(source) for source in ("personal", "popular")}
+        self._answered = {source: metrics.ANSWERS.labels(source) for source in metrics.ANSWER_SOURCES}
 
     async def recall(self, request: Request) -> Response:
         """Answer one user's list."""
         user_id = _path_id(request, "user_id")
         query = queries.read_query(request.scope["query_string"], self._settings)
-        return json_response(encode_answer(self._answer(user_id, query)))
+        if query.min_offset is not None or query.is_filtered or query.explain_without:
+            answer = await self._work_out(user_id, query)
+        else:
+            answer = self._answer(user_id, query)
+        self._answered[answer.source].inc()
+        return json_response(encode_answer(answer))
+
+    async def recall_ad_hoc(self, request: Request) -> Response:
+        """Answer the list of clicks that are in the body and in no log."""
+        asked = read_ad_hoc(await intake.read_body(request, self._settings), self._settings)
+        answer = await workout.answer_ad_hoc(asked, self._service.spot, catalog=self._service.catalog, now_ms=wall_ms())
+        self._answered[answer.source].inc()
+        return json_response(encode_answer(answer))
+
+    async def neighbors(self, request: Request) -> Response:
+        """Answer the items nearest to one."""
+        item_id = _path_id(request, "item_id")
+        limit = queries.read_limit(request.scope["query_string"], self._settings)
+        return json_response(
+            await workout.find_neighbors(item_id, limit, self._service.spot, catalog=self._service.catalog)
+        )
+
+    async def window(self, request: Request) -> Response:
+        """Answer the clicks that a user's list was made of."""
+        user_id, (held, window, _) = self._held(request)
+        return json_response({"user_id": user_id, "window": window, **_stamps(held)})
+
+    async def interests(self, request: Request) -> Response:
+        """Answer the interests of a user's list."""
+        user_id, (held, _, interests) = self._held(request)
+        return json_response({"user_id": user_id, "interests": interests, **_stamps(held)})
 
     async def recall_batch(self, request: Request) -> Response:
         """Answer the lists of many users, in the order asked for; all of them or none."""
         body = await intake.read_body(request, self._settings)
         user_ids, query = queries.read_batch(body, self._settings)
-        answers = [self._answer(user_id, query) for user_id in user_ids]
-        return json_response(encode_answer({"lists": answers}))
+        lists = [self._answer(user_id, query) for user_id in user_ids]
+        for answer in lists:
+            self._answered[answer.source].inc()
+        return json_response(encode_answer({"lists": lists}))
 
     async def post_clicks(self, request: Request) -> Response:
         """Log clicks, and answer where once Kafka has all of them."""
@@ -141,19 +183,54 @@ class Routes:
         return Response(content, headers=refusals.API_HEADERS | {"content-type": content_type})
 
     def _answer(self, user_id: str, query: RecallQuery) -> Answer:
-        lists = self._service.lists
-        if lists is None:
-            raise refusals.store_opening()
-        answer = answer_query(
-            lists.get(user_id),
+        return answer_query(
+            self._lists.get(user_id),
             query,
             user_id=user_id,
             snapshot=self._service.holder.current,
             catalog=self._service.catalog,
             now_ms=wall_ms(),
         )
-        self._answered[answer.source].inc()
+
+    async def _work_out(self, user_id: str, query: RecallQuery) -> Answer:
+        """Return an answer that takes waiting for a click, searching for what a filter leaves out, or a what-if."""
+        service, reached = self._service, None
+        if query.min_offset is not None:
+            place = query.min_offset
+            reached = await service.arrivals.wait(
+                user_id, lambda: self._window_offset(user_id) >= place.offset, wait_ms=query.wait_ms
+            )
+        stored = self._lists.get(user_id)
+        answer = self._answer(user_id, query)
+        snapshot, catalog = service.holder.current, service.catalog
+        can_search = snapshot is not None and snapshot.model is not None
+        if stored is not None and can_search and query.is_filtered and answers.is_cut_short(stored, query, catalog):
+            answer = await workout.fill_short(answer, stored, query, service.spot, catalog=catalog, now_ms=wall_ms())
+        if query.explain_without:
+            answer.without = await workout.tell_without(user_id, stored, query, service.spot, catalog=catalog)
+        answer.min_offset_reached = reached
         return answer
+
+    @property
+    def _lists(self) -> ListStore:
+        lists = self._service.lists
+        if lists is None:
+            raise refusals.store_opening()
+        return lists
+
+    def _window_offset(self, user_id: str) -> int:
+        stored = self._lists.get(user_id)
+        return answers.decode_held(stored).window_offset if stored is not None else -1
+
+    def _held(self, request: Request) -> tuple[str, tuple[Held, list[dict[str, Any]], list[dict[str, Any]]]]:
+        user_id = _path_id(request, "user_id")
+        queries.no_parameters(request.scope["query_string"])
+        return user_id, answers.explain_held(self._lists.get(user_id), self._service.catalog)
+
+
+def _stamps(held: Held) -> dict[str, Any]:
+    names = ("as_of_ms", "computed_at_ms", "window_offset", "activation", "epoch", "model_version")
+    return {name: getattr(held, name) for name in names}
 
 
 def _path_id(request: Request, name: str) -> str:

@@ -17,6 +17,7 @@ import msgspec
 
 from engine import metrics
 from engine.log import Follower, Record
+from engine.serving.arrivals import Arrivals
 from engine.serving.freshness import Freshness
 from engine.settings import Settings
 from engine.store.lists import ListStore
@@ -40,9 +41,15 @@ class ListFollower:
     """Applies every record of `recall-lists` to *store*, from where the store ends."""
 
     def __init__(
-        self, settings: Settings, store: ListStore, freshness: Freshness, *, now_ms: Callable[[], int]
+        self,
+        settings: Settings,
+        store: ListStore,
+        freshness: Freshness,
+        arrivals: Arrivals,
+        *,
+        now_ms: Callable[[], int],
     ) -> None:
-        self._store, self._freshness, self._now_ms = store, freshness, now_ms
+        self._store, self._freshness, self._arrivals, self._now_ms = store, freshness, arrivals, now_ms
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="lists")
         self._follower = Follower(settings, TOPIC, self._apply, start=store.next_offsets())
         self.caught_up = self._follower.caught_up
@@ -70,6 +77,7 @@ class ListFollower:
         loop = asyncio.get_running_loop()
         taken = await loop.run_in_executor(self._executor, self._store.apply, records)
         metrics.LISTS_HELD.set(self._store.count)
+        self._arrivals.tell(taken)
         if self.caught_up.is_set():
             now_ms = self._now_ms()
             for record in taken:

@@ -80,7 +80,7 @@ def read_item(body: bytes, item_id: str, settings: Settings) -> Message:
     try:
         peek = _PEEK_ITEM(value)
         if not bytes(peek.item_id):
-            value = _with_field(value, b"item_id", msgspec.json.encode(item_id))
+            value = with_field(value, b"item_id", msgspec.json.encode(item_id))
         item = decode_item(value, key=item_id.encode(), max_message_bytes=settings.max_message_bytes)
     except NOT_JSON as error:
         raise refusals.bad("body", 'a JSON object such as {"title": "Lamp", "category": "lighting"}') from error
@@ -127,7 +127,7 @@ def _click_message(value: bytes, topic: str, settings: Settings, *, index: int, 
         peek = _ClickPeek()  # the decoder says what is wrong
     else:
         if not bytes(peek.clicked_at_ms):
-            value = _with_field(value, b"clicked_at_ms", str(now_ms).encode())
+            value = with_field(value, b"clicked_at_ms", str(now_ms).encode())
     try:
         click = decode_click(
             value,
@@ -145,7 +145,7 @@ def _item_message(item: ItemEvent, settings: Settings) -> Message:
     return Message(settings.topic("items"), encode_item(item), item.item_id.encode())
 
 
-def _with_field(value: bytes, name: bytes, field: bytes) -> bytes:
+def with_field(value: bytes, name: bytes, field: bytes) -> bytes:
     """Return the JSON object *value* with one field more."""
     rest = value[1:].lstrip()
     comma = b"" if rest.startswith(b"}") else b","

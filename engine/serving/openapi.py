@@ -60,10 +60,27 @@ _LIST = {
         "activation": {"type": "integer"},
         "epoch": {"type": "string"},
         "model_version": {"type": "string"},
-        "source": {"enum": ["personal", "popular"]},
+        "source": {
+            "enum": ["personal", "popular", "searched", "ad_hoc"],
+            "description": "searched: made on the spot, because a filter would have left the stored list short",
+        },
         "interests": {"type": "array", "description": "with explain: each interest and the clicks that formed it"},
         "window": {"type": "array", "description": "with explain: the user's last clicks, oldest first"},
+        "without": {
+            "type": "array",
+            "description": "with explain=without: by click, newest first, the items that leave when it is undone",
+        },
+        "min_offset_reached": {"type": "boolean", "description": "with min_offset: whether the list reflects it"},
     },
+}
+_AD_HOC_LIST = {**_LIST, "properties": {**_LIST["properties"], "user_id": {"type": "null"}}}  # type: ignore[dict-item]
+_STAMPS = {
+    "as_of_ms": _NULLABLE_INT,
+    "computed_at_ms": _NULLABLE_INT,
+    "window_offset": {"type": "integer"},
+    "activation": {"type": "integer"},
+    "epoch": {"type": "string"},
+    "model_version": {"type": ["string", "null"]},
 }
 _CLICK = {
     "type": "object",
@@ -77,6 +94,11 @@ _CLICK = {
         "weight": {"type": "number", "default": 1.0},
         "profile": {"type": "object"},
     },
+}
+_AD_HOC_CLICK = {
+    "type": "object",
+    "required": ["item_id"],
+    "properties": {name: value for name, value in _CLICK["properties"].items() if name != "user_id"},  # type: ignore[attr-defined]
 }
 _ITEM = {
     "type": "object",
@@ -96,11 +118,12 @@ _ERROR = {
 }
 _ERROR_NAMES = {
     400: "a parameter, the path or the body is wrong; `error` names which",
+    404: "the item has no vector",
     401: "the token is missing or wrong",
     408: "the body did not arrive in time",
     413: "too much in one request",
     415: "the body is not declared as JSON",
-    503: "not ready yet, or Kafka did not acknowledge in time",
+    503: "not ready yet, too busy, or Kafka did not acknowledge in time",
 }
 
 
@@ -149,6 +172,7 @@ _LIMIT = {
     "description": "at most MINDSTREAM_MAX_QUERY_ITEMS, 200 unless set",
 }
 _OFFSET = {"type": "integer", "minimum": 0, "default": 0}
+_EXPLAIN = {"enum": [True, False, "without"], "default": False}
 RECALL = Description(
     "recall",
     "One user's recall list",
@@ -159,8 +183,64 @@ RECALL = Description(
         _query("limit", _LIMIT, "how many items at the most"),
         _query("offset", _OFFSET, "how many of the best to leave out"),
         _query("exclude", {"type": "array", "items": _ID}, "items that are not wanted; repeat for several"),
-        _query("explain", {"type": "boolean", "default": False}, "add interests and window"),
+        _query("category", {"type": "string"}, "items of this category alone"),
+        _query("explain", _EXPLAIN, "add interests and window; `without` adds what each of the newest clicks brought"),
+        _query("min_offset", {"type": "string", "pattern": "^[0-9]+:[0-9]+$"}, "wait for the click at this place"),
+        _query(
+            "wait_ms", {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 1000}, "how long, at the most"
+        ),
     ),
+)
+WINDOW = Description(
+    "window",
+    "The clicks that the user's list was made of, oldest first",
+    {"type": "object", "properties": {"user_id": _ID, "window": {"type": "array"}, **_STAMPS}},
+    errors=(400, 401, 503),
+    parameters=(_path("user_id"),),
+)
+INTERESTS = Description(
+    "interests",
+    "The interests of the user's list, and the clicks that formed them",
+    {"type": "object", "properties": {"user_id": _ID, "interests": {"type": "array"}, **_STAMPS}},
+    errors=(400, 401, 503),
+    parameters=(_path("user_id"),),
+)
+RECALL_AD_HOC = Description(
+    "recall_ad_hoc",
+    "The list of clicks that are nobody's: routed and searched on the spot, never logged",
+    _AD_HOC_LIST,
+    errors=(400, 401, 408, 413, 415, 503),
+    body={
+        "type": "object",
+        "required": ["clicks"],
+        "additionalProperties": False,
+        "properties": {
+            "clicks": {"type": "array", "items": _AD_HOC_CLICK, "minItems": 1, "maxItems": 1000},
+            "profile": {"type": "object"},
+            "limit": _LIMIT,
+            "offset": _OFFSET,
+            "exclude": {"type": "array", "items": _ID, "maxItems": 1000},
+            "category": {"type": "string"},
+            "explain": _EXPLAIN,
+        },
+    },
+)
+NEIGHBORS = Description(
+    "neighbors",
+    "The items whose vectors have the greatest inner product with the item's",
+    {
+        "type": "object",
+        "properties": {
+            "item_id": _ID,
+            "model_version": {"type": "string"},
+            "items": {
+                "type": "array",
+                "items": {"type": "object", "properties": {**_TITLED, "score": {"type": "number"}}},
+            },
+        },
+    },
+    errors=(400, 401, 404, 503),
+    parameters=(_path("item_id"), _query("limit", _LIMIT, "how many items at the most")),
 )
 RECALL_BATCH = Description(
     "recall_batch",

@@ -113,6 +113,11 @@ def bad(name: str, expected: str) -> Refusal:
     return Refusal(400, f"bad_{name}", f"{name} must be {expected}")
 
 
+def unknown_parameter(known: str) -> Refusal:
+    """Return the refusal of a parameter that is none; *known* names those that are."""
+    return Refusal(400, "unknown_parameter", f"the parameters that the query knows: {known}")
+
+
 def bad_at(name: str, index: int, expected: str) -> Refusal:
     """Return the refusal of one entry of a list; nothing of the request was done."""
     return Refusal(
@@ -136,6 +141,63 @@ def bad_click(index: int, reason: str, detail: str) -> Refusal:
 def bad_item(reason: str, detail: str) -> Refusal:
     """Return the refusal of an item's fields."""
     return Refusal(400, "bad_item", f"the item can't be taken, {reason}: {detail}", details={"reason": reason})
+
+
+def bad_profile(reason: str, detail: str) -> Refusal:
+    """Return the refusal of a profile."""
+    return Refusal(400, "bad_profile", f"the profile can't be taken, {reason}: {detail}", details={"reason": reason})
+
+
+def no_interests(model_version: str) -> Refusal:
+    """Return the refusal of clicks that no interest can be made of."""
+    return Refusal(
+        400,
+        "no_interests",
+        f"the clicks form no interest under model version {model_version}; send at least one click on an item that it "
+        "knows and the catalog has not removed, that is no dislike and has a weight",
+    )
+
+
+def unknown_item(model_version: str) -> Refusal:
+    """Return the answer for an item without a vector."""
+    return Refusal(
+        404,
+        "unknown_item",
+        f"model version {model_version} has no vector of this item, or the catalog has removed it; "
+        "an item sent since joins with a later version",
+    )
+
+
+def too_busy(limit: int) -> Refusal:
+    """Return the answer while as many requests are worked out as may be at once."""
+    return Refusal(
+        503,
+        "too_busy",
+        f"{limit} requests are being worked out, which is all that MINDSTREAM_MAX_RECALLS_AT_ONCE allows; "
+        "ask again in a second",
+        headers={"retry-after": "1"},
+    )
+
+
+def too_many_waiting(limit: int) -> Refusal:
+    """Return the answer while as many requests wait for their lists as may at once."""
+    return Refusal(
+        503,
+        "too_many_waiting",
+        f"{limit} requests wait for their lists already; ask again in a second, or with wait_ms=0",
+        headers={"retry-after": "1"},
+    )
+
+
+def no_trained_version() -> Refusal:
+    """Return the answer where there is no version that routes and searches."""
+    return Refusal(
+        503,
+        "no_trained_version",
+        "no trained model version is in service, so nothing can be worked out; "
+        "run `mindstream train` once clicks have been sent, or ask again in a few seconds",
+        headers={"retry-after": "2"},
+    )
 
 
 def log_unavailable(what: str) -> Refusal:

@@ -22,8 +22,10 @@ from engine.errors import LogError
 from engine.hotswap import HotSwap
 from engine.log import Message, Position, Publisher, end_offsets, topic_epoch, wait_for_broker
 from engine.serving import refusals
+from engine.serving.arrivals import Arrivals
 from engine.serving.follow import TOPIC, ListFollower
 from engine.serving.freshness import Freshness
+from engine.serving.spot import Spot
 from engine.serving.traffic import Traffic
 from engine.settings import Settings
 from engine.snapshot import SnapshotHolder
@@ -51,6 +53,8 @@ class QueryService:
         self.freshness = Freshness()
         self.traffic = Traffic()
         self.lists: ListStore | None = None
+        self.spot = Spot(settings, self.holder, self.catalog, now_ms=wall_ms)
+        self.arrivals = Arrivals()
         self._publisher = Publisher(settings)
         self._hot_swap = HotSwap(settings, self.holder, None)
         self._follower: ListFollower | None = None
@@ -71,6 +75,7 @@ class QueryService:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await self._task
         await self._stack.aclose()
+        self.spot.stop()
         if self.lists is not None:
             self.lists.close()
 
@@ -150,7 +155,7 @@ class QueryService:
         epoch = await self._connect()
         path = self.settings.data_dir / "serve" / "lists"
         self.lists = await asyncio.to_thread(ListStore.open, path, topic=epoch, now_ms=wall_ms())
-        follower = ListFollower(self.settings, self.lists, self.freshness, now_ms=wall_ms)
+        follower = ListFollower(self.settings, self.lists, self.freshness, self.arrivals, now_ms=wall_ms)
         for part in (follower, self.catalog, self._hot_swap):
             self._stack.push_async_callback(part.stop)
             await part.start()
@@ -187,6 +192,7 @@ class QueryService:
                 total = sum(offsets.values())
                 metrics.LOG_CLICKS.set(total)
                 self.traffic.note(total, now_ms=wall_ms())
+            self.spot.forget_retired()
             if self._follower is not None:
                 metrics.LISTS_LAG.set(self._follower.lag())
             await asyncio.sleep(POLL_S)

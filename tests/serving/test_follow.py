@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine import metrics
+from engine.serving.arrivals import Arrivals
 from engine.serving.follow import RECENT_USERS, ListFollower
 from engine.serving.freshness import Freshness
 from engine.serving.service import wall_ms
@@ -25,7 +26,7 @@ async def test_the_backlog_is_held_but_not_timed_and_what_comes_after_is_both(br
     await publish(settings, [list_message(settings, make_list(f"old{n}")) for n in range(5)])
     store = ListStore.open(tmp_path / "lists", topic="t", now_ms=wall_ms())
     freshness = Freshness()
-    follower = ListFollower(settings, store, freshness, now_ms=lambda: NOON_MS + 50)
+    follower = ListFollower(settings, store, freshness, Arrivals(), now_ms=lambda: NOON_MS + 50)
     observed = metrics.CLICK_TO_VISIBLE._sum.get()
 
     await follower.start()
@@ -53,7 +54,7 @@ async def test_a_follower_goes_on_where_the_store_ends(broker: Settings, tmp_pat
     for round_number in range(2):
         sent = [list_message(settings, make_list(f"u{n}", window_offset=round_number)) for n in range(10)]
         await publish(settings, sent)
-        follower = ListFollower(settings, store, Freshness(), now_ms=wall_ms)
+        follower = ListFollower(settings, store, Freshness(), Arrivals(), now_ms=wall_ms)
         await follower.start()
         await asyncio.wait_for(follower.caught_up.wait(), 60)
         await follower.stop()

@@ -34,10 +34,14 @@ async def test_every_route_is_described_with_its_answers_and_errors(tmp_path: Pa
 async def test_an_answer_has_the_fields_that_are_described(tmp_path: Path):
     with open_service(tmp_path, snapshot=make_snapshot()) as service:
         described = (await ask(service, "GET", "/openapi.json")).json["paths"]["/v1/users/{user_id}/recall"]["get"]
-        answered = (await ask(service, "GET", "/v1/users/u1/recall?explain=true")).json
+        answered = (await ask(service, "GET", "/v1/users/u1/recall?explain=without&min_offset=0:1&wait_ms=0")).json
 
     schema = described["responses"]["200"]["content"]["application/json"]["schema"]
-    assert set(schema["required"]) | {"interests", "window"} == set(schema["properties"]) == set(answered)
+    assert (
+        set(schema["required"]) | {"interests", "window", "without", "min_offset_reached"}
+        == set(schema["properties"])
+        == set(answered)
+    )
 
 
 def test_every_route_and_error_code_is_documented(tmp_path: Path):
@@ -59,6 +63,13 @@ LARGE = b"[" + b"1," * 600_000 + b"1]"
     [
         ("GET", "/v1/users/u1/recall?limit=0", "/v1/users/{user_id}/recall", None, 400),
         ("GET", "/v1/users/u1/recall", "/v1/users/{user_id}/recall", None, 503),
+        ("GET", "/v1/users/u1/window?a=b", "/v1/users/{user_id}/window", None, 400),
+        ("GET", "/v1/users/u1/interests?a=b", "/v1/users/{user_id}/interests", None, 400),
+        ("POST", "/v1/recall", "/v1/recall", b"{", 400),
+        ("POST", "/v1/recall", "/v1/recall", LARGE, 413),
+        ("POST", "/v1/recall", "/v1/recall", b'{"clicks": [{"item_id": "i1"}]}', 503),
+        ("GET", "/v1/items/i1/neighbors?limit=0", "/v1/items/{item_id}/neighbors", None, 400),
+        ("GET", "/v1/items/i1/neighbors", "/v1/items/{item_id}/neighbors", None, 503),
         ("POST", "/v1/recall:batch", "/v1/recall:batch", b"{", 400),
         ("POST", "/v1/recall:batch", "/v1/recall:batch", LARGE, 413),
         ("POST", "/v1/clicks", "/v1/clicks", b"{", 400),
