@@ -59,12 +59,13 @@ class InterestSummary(msgspec.Struct, frozen=True):
     clicks: Sequence[FormingClick]
 
 
-class WindowClick(msgspec.Struct, frozen=True, gc=False):
-    """One click of the window that a list was computed from."""
+class WindowClick(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One click of the window that a list was computed from; a weight of 1 is not written."""
 
     item_id: str
     clicked_at_ms: int
     event_type: str
+    weight: float = 1.0
 
 
 class RecallList(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,7 +284,12 @@ def _name_clicks(item_ids: Sequence[str], places: Sequence[int], weights: Sequen
 
 def describe_window(window: BehaviorWindow) -> list[WindowClick]:
     """Return the window as a list carries it, oldest click first."""
-    return [WindowClick(click.item_id, click.clicked_at_ms, click.event_type) for click in window.clicks]
+    return [
+        WindowClick(
+            click.item_id, click.clicked_at_ms, click.event_type, *(() if click.weight == 1.0 else (click.weight,))
+        )
+        for click in window.clicks
+    ]
 
 
 class PopularItems(Protocol):

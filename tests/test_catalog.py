@@ -75,6 +75,19 @@ async def test_unavailable_ids_hold_removed_and_unavailable_items():
     assert catalog.unavailable_ids() == {"b", "c"}
 
 
+async def test_a_category_holds_the_items_whose_last_record_names_it():
+    catalog = await catalog_of(
+        *(item_record(item_id, category="kitchen") for item_id in ("i1", "i2", "i3", "i4")),
+        item_record("i2", category="garden"),
+        removal("i3"),
+        record(None, key="i4"),
+    )
+
+    assert catalog.items_in("kitchen") == {"i1"}
+    assert catalog.items_in("garden") == {"i2"}
+    assert catalog.items_in("none") == frozenset()
+
+
 async def test_revision_changes_with_availability_alone():
     catalog = await catalog_of(item_record(title="Mug"))
     before = catalog.revision

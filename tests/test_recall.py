@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -256,6 +257,14 @@ def a_list() -> RecallList:
         epoch="e",
         model_version="0001",
     )
+
+
+def test_a_click_of_the_window_carries_its_weight_where_it_is_not_1() -> None:
+    window = BehaviorWindow.of([make_click(item_id="i1"), make_click(item_id="i2", weight=2.5)], max_clicks=5)
+
+    written = msgspec.json.decode(msgspec.json.encode(describe_window(window)))
+
+    assert [click.get("weight") for click in written] == [None, 2.5]
 
 
 def test_list_is_written_in_the_contracts_json() -> None:

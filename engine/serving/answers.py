@@ -272,7 +272,7 @@ def _titled_interests(interests: msgspec.Raw, catalog: Titles) -> list[dict[str,
 
 
 def _titled_window(window: Sequence[WindowClick], catalog: Titles) -> list[dict[str, Any]]:
-    return [_titled(msgspec.structs.asdict(click), catalog) for click in window]
+    return [_titled(msgspec.to_builtins(click), catalog) for click in window]
 
 
 def _titled(fields: dict[str, Any], catalog: Titles) -> dict[str, Any]:

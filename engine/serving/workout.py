@@ -1,7 +1,7 @@
 """Answers that take more than reading a list: filters, what-ifs, ad-hoc clicks and an item's neighbors.
 
 Each asks `Spot` for the routing and search, and builds its answer from what comes back with the catalog and clock of
-the event loop. A stored list holds the window but neither weights nor profile: lists made of it take a weight of 1.
+the event loop. A stored list holds the window with its weights but no profile: lists made of it take none.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def _window_of(user_id: str, held: answers.Held) -> BehaviorWindow:
                 item_id=click.item_id,
                 clicked_at_ms=click.clicked_at_ms,
                 event_type=click.event_type,
+                weight=click.weight,
             )
             for click in held.window
         )

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -58,6 +59,15 @@ def test_an_older_list_that_comes_late_does_not_replace_the_newer(live: LiveServ
     answer = live.get("/v1/users/late/recall").json()
 
     assert [item["item_id"] for item in answer["items"]] == ["new"]
+
+
+def test_a_query_that_waits_for_a_click_is_answered_when_its_list_is_published(live: LiveService):
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(live.get, "/v1/users/patient/recall?min_offset=0:5&wait_ms=9000")
+        live.publish_list(make_list("patient", window_offset=5))
+        answer = json_of(waiting.result())
+
+    assert (answer["min_offset_reached"], answer["window_offset"]) == (True, 5)
 
 
 def test_clicks_are_acknowledged_with_their_place_in_the_log(live: LiveService):

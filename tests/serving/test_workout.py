@@ -18,7 +18,9 @@ from tests.builders import NOON_MS, make_click
 from tests.serving.parts import ask, item_record, list_record, make_list, make_snapshot, open_service
 from tests.serving.trained import make_engine_list, open_trained
 
-CLICKS = [make_click(item_id=f"i{at * 37 % 400:03d}", clicked_at_ms=NOON_MS + at) for at in range(12)]
+CLICKS = [
+    make_click(item_id=f"i{at * 37 % 400:03d}", clicked_at_ms=NOON_MS + at, weight=1 + at % 3) for at in range(12)
+]
 LAMPS = [ItemEvent(item_id=f"i{at:03d}", category="lamps") for at in range(60)]
 LAMP_IDS = {lamp.item_id for lamp in LAMPS} - {click.item_id for click in CLICKS}
 
