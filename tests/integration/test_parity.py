@@ -82,7 +82,8 @@ def to_question(window: Sequence[ClickEvent], history: Sequence[ClickEvent], row
 
 
 def test_a_thousand_windows_through_kafka_have_the_interests_that_the_offline_bench_computes(system: System) -> None:
-    parts = Registry(system.settings.registry).load(system.status()["model"]["version"])
+    version = system.status()["model"]["version"]
+    parts = Registry(system.settings.registry).load(version)
     model = InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors)
     rows = {item: row for row, item in enumerate(parts.item_ids, start=1)}
     clicks = draw_clicks(parts.item_ids, users=USERS)
@@ -101,7 +102,10 @@ def test_a_thousand_windows_through_kafka_have_the_interests_that_the_offline_be
     vectors, used = InterestMethod(model, made, name="parity").users(list(hopeful.values()))
     for user, interests, mask in zip(hopeful, vectors, used, strict=True):
         one = found[user]
-        assert [click.item_id for click in one.window] == [click.item_id for click in windows[user]]
+        assert one.model_version == version
+        assert [(click.item_id, click.weight) for click in one.window] == [
+            (click.item_id, click.weight) for click in windows[user]
+        ]
         assert [summary.interest for summary in one.interests] == np.flatnonzero(mask).tolist()
         items = parts.item_vectors[[rows[entry.item_id] - 1 for entry in one.items]]
         own = interests[[entry.interest for entry in one.items]]
