@@ -99,7 +99,7 @@ class Rig:
         """Send *count* messages, late, repeated and broken ones among them; note where Kafka put each."""
         topic, now_ms = self.settings.topic("clicks"), time.time_ns() // 1_000_000
         messages = [self._message(topic, now_ms) for _ in range(count)]
-        places = asyncio.run(_send(self.settings, messages))
+        places = send_messages(self.settings, messages)
         with self._send_log.open("a") as log:
             for message, (partition, offset) in zip(messages, places, strict=True):
                 log.write(json.dumps([partition, offset, (message.value or b"").decode(errors="replace")]) + "\n")
@@ -226,13 +226,18 @@ def wait(is_true: Callable[[], bool], engine: EngineProcess, *, what: str, every
         time.sleep(every_s)
 
 
-async def _send(settings: Settings, messages: list[Message]) -> list[tuple[int, int]]:
-    publisher = Publisher(settings)
-    await publisher.start()
-    try:
-        places = []
-        for first in range(0, len(messages), 5_000):
-            places += await publisher.send_all(messages[first : first + 5_000])
-    finally:
-        await publisher.stop()
-    return [(place.partition, place.offset) for place in places]
+def send_messages(settings: Settings, messages: list[Message]) -> list[tuple[int, int]]:
+    """Send *messages* and return the partition and offset that Kafka acknowledged for each."""
+
+    async def run() -> list[tuple[int, int]]:
+        publisher = Publisher(settings)
+        await publisher.start()
+        try:
+            places = []
+            for first in range(0, len(messages), 5_000):
+                places += await publisher.send_all(messages[first : first + 5_000])
+        finally:
+            await publisher.stop()
+        return [(place.partition, place.offset) for place in places]
+
+    return asyncio.run(run())

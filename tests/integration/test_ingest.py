@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from engine.events import ClickEvent, encode_click
-from engine.log import Message, Publisher, end_offsets
+from engine.log import Message, end_offsets
 from engine.settings import Settings
 from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
@@ -27,6 +27,7 @@ from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from engine.window import BehaviorWindow
 from tests.conftest import free_port
+from tests.faults.rig import send_messages
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -94,21 +95,6 @@ def start(engines: list[EngineProcess], settings: Settings) -> EngineProcess:
     return engines[-1]
 
 
-def send(settings: Settings, messages: list[Message]) -> list[tuple[int, int]]:
-    async def run() -> list[tuple[int, int]]:
-        publisher = Publisher(settings)
-        await publisher.start()
-        try:
-            places = []
-            for first in range(0, len(messages), 5_000):
-                places += await publisher.send_all(messages[first : first + 5_000])
-        finally:
-            await publisher.stop()
-        return [(place.partition, place.offset) for place in places]
-
-    return asyncio.run(run())
-
-
 def send_round(settings: Settings, sent: Sent, rng: random.Random) -> None:
     """Send clicks out of order, some again, some changed under the same identity, and bad messages between them."""
     topic, now_ms = settings.topic("clicks"), time.time_ns() // 1_000_000
@@ -132,7 +118,7 @@ def send_round(settings: Settings, sent: Sent, rng: random.Random) -> None:
         is_bad.append(False)
     for click in clicks:
         sent.clicks[click.user_id].append(click)
-    sent.bad |= {place for place, bad in zip(send(settings, messages), is_bad, strict=True) if bad}
+    sent.bad |= {place for place, bad in zip(send_messages(settings, messages), is_bad, strict=True) if bad}
 
 
 def applied(settings: Settings) -> int:
@@ -239,12 +225,12 @@ def test_a_redriven_dead_letter_becomes_a_click_and_leaves_the_list(
 ) -> None:
     topic, now_ms = settings.topic("clicks"), time.time_ns() // 1_000_000
     good = ClickEvent(user_id="u1", item_id="i1", clicked_at_ms=now_ms)
-    send(
+    send_messages(
         settings,
         [Message(topic, encode_click(good), b"u1"), Message(topic, b"}{", b"u2"), Message(topic, b"x" * 70_000, b"u3")],
     )
     early = ClickEvent(user_id="u4", item_id="i4", clicked_at_ms=now_ms + 70_000)
-    send(settings, [Message(topic, encode_click(early), b"u4")])
+    send_messages(settings, [Message(topic, encode_click(early), b"u4")])
     engine = start(engines, settings)
     wait_until_applied(settings, engine, 4)
     assert {letter["reason"] for letter in list_dead_letters(settings)} == {"json", "size", "future"}
