@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         broker.start()
         try:
             made = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
-            tallies = {name: run(name, made, Path(folder), options) for name in options.fault or FAULTS}
+            tallies = {name: run(name, made, Path(folder), options, broker) for name in options.fault or FAULTS}
         except KeyboardInterrupt:
             print("broken off; nothing is written", file=sys.stderr)
             return 130
@@ -95,13 +95,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(name: str, broker: Settings, folder: Path, options: argparse.Namespace) -> Tally:
+def run(
+    name: str, broker: Settings, folder: Path, options: argparse.Namespace, node: LocalBroker | None = None
+) -> Tally:
     """Run all rounds of one fault."""
     tally, series = Tally(), 0
     while tally.rounds < options.rounds:
         rounds = min(options.series, options.rounds - tally.rounds)
         prefix = f"{name}-{series}-"
-        rig = Rig(broker, folder / prefix, prefix=prefix, seed=hash_of(options.seed, name, series))
+        rig = Rig(broker, folder / prefix, prefix=prefix, seed=hash_of(options.seed, name, series), node=node)
         try:
             hit_in_series(rig, name, rounds, tally)
         finally:

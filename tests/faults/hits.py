@@ -110,6 +110,23 @@ def freeze_until_another_took_over(rig: Rig) -> bool:
     return hit
 
 
+def kill_the_broker(rig: Rig) -> bool:
+    """`kill -9` of the only broker for longer than the session lasts, under an engine at work; then it is back."""
+    if rig.broker is None:
+        return False
+    rig.send(ROUND_CLICKS)
+    before, end = rig.applied(), rig.logged()
+    engine = rig.start()
+    wait(lambda: rig.applied() > before, engine, what="work to begin", every_s=0.002)
+    rig.broker.stop_node(1, kill=True)
+    hit = before < rig.applied() < end
+    time.sleep(rig.settings.session_timeout_s + 2.0)
+    rig.broker.start()
+    wait(lambda: rig.applied() == end, engine, what="the engine to go on")
+    stop_or_kill(engine)
+    return hit
+
+
 def stop_or_kill(engine: EngineProcess) -> None:
     """End *engine*, politely if it still listens."""
     if engine.is_running:
@@ -138,6 +155,7 @@ FAULTS: dict[str, Hit] = {
     "wiped-disk": wipe_the_disk,
     "cut-wal": cut_the_wal,
     "corrupt-table": corrupt_a_table,
+    "killed-broker": kill_the_broker,
     "zombie": freeze_until_another_took_over,
 }
 """Every fault by the name that `--fault` takes."""

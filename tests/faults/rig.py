@@ -20,6 +20,7 @@ from engine.settings import Settings
 from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
 from engine.store.windows import stores_dir
+from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from tests.conftest import free_port
 
@@ -81,11 +82,15 @@ class EngineProcess:
 class Rig:
     """Topics under a prefix of its own, and everything that was sent to them."""
 
-    def __init__(self, broker: Settings, folder: Path, *, prefix: str, seed: int) -> None:
+    def __init__(
+        self, broker: Settings, folder: Path, *, prefix: str, seed: int, node: LocalBroker | None = None
+    ) -> None:
         folder.mkdir(parents=True)
         self.settings = broker.model_copy(
             update={"topic_prefix": prefix, "data_dir": folder, "registry_url": str(folder / "registry")}
         )
+        self.broker = node
+        """The broker itself, where it may be harmed too."""
         self.random = random.Random(seed)
         self.engines: list[EngineProcess] = []
         self.sent = 0
