@@ -110,6 +110,36 @@ def freeze_until_another_took_over(rig: Rig) -> bool:
     return hit
 
 
+def storm_of_rebalances(rig: Rig) -> bool:
+    """Another engine, with a disk of its own, joins three times in mid-work, and leaves politely or by `kill -9`."""
+    rig.send(ROUND_CLICKS)
+    before = rig.applied()
+    first = rig.start()
+    wait(lambda: rig.applied() > before, first, what="work to begin", every_s=0.002)
+    hits = [_receive_a_guest(rig) for _ in range(3)]
+    partitions = float(rig.settings.clicks_partitions)
+    wait(lambda: first.figures().get("mindstream_owned_partitions", 0) == partitions, first, what="all to come back")
+    stop_or_kill(first)
+    return any(hits)
+
+
+def _receive_a_guest(rig: Rig) -> bool:
+    """Let another engine join and leave; return whether there was work when it came."""
+    had_work = rig.applied() < rig.logged()
+    folder = rig.settings.data_dir / f"guest-{time.time_ns()}"
+    folder.mkdir()
+    guest = rig.start(rig.settings.model_copy(update={"data_dir": folder, "registry_url": rig.settings.registry}))
+    rig.send(ROUND_CLICKS)
+    wait(lambda: guest.figures().get("mindstream_owned_partitions", 0) > 0, guest, what="the guest to join")
+    time.sleep(rig.random.uniform(0.0, 2.0))
+    if rig.random.random() < 0.5:
+        guest.kill()
+    else:
+        guest.stop()
+    rig.send(ROUND_CLICKS)
+    return had_work
+
+
 def kill_the_broker(rig: Rig) -> bool:
     """`kill -9` of the only broker for longer than the session lasts, under an engine at work; then it is back."""
     if rig.broker is None:
@@ -155,6 +185,7 @@ FAULTS: dict[str, Hit] = {
     "wiped-disk": wipe_the_disk,
     "cut-wal": cut_the_wal,
     "corrupt-table": corrupt_a_table,
+    "rebalances": storm_of_rebalances,
     "killed-broker": kill_the_broker,
     "zombie": freeze_until_another_took_over,
 }
