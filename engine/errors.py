@@ -9,6 +9,7 @@ where, and what to do next. Callers never write prose.
       LogError               the log (Kafka) can't be reached or is not what it was
       ListTooLarge           one user's list doesn't fit a message -> none for that user, the others go on
       StoreError             WindowDecodeError, StoreFormatError, StoreBusy, DamagedStore, StoreNotWritten
+      EngineFrozen           the engine stood still for longer than its session -> it ends, and is started again
       ModelError             UnknownVersion, IncompatibleVersion, DamagedVersion ... -> keep serving the current version
       ItemIndexError         DimensionMismatch, DamagedIndex
       SourceError            a data set can't be read
@@ -77,6 +78,17 @@ class StoreFormatError(StoreError):
     def __init__(self, path: object, *, field: str, stored: object, expected: object, remedy: str) -> None:
         self.path, self.field, self.stored, self.expected, self.remedy = path, field, stored, expected, remedy
         super().__init__(f"store {path} has {field} {stored!r}, this process expects {expected!r}; {remedy}")
+
+
+class EngineFrozen(EngineError):
+    """This process stood still so long that its partitions may be another engine's."""
+
+    def __init__(self, frozen_s: float, *, longest_s: float) -> None:
+        self.frozen_s, self.longest_s = frozen_s, longest_s
+        super().__init__(
+            f"this engine stood still for {frozen_s:.1f} s, and after {longest_s:.1f} s another one may have its "
+            "partitions; nothing more is published, start it again"
+        )
 
 
 class StoreBusy(StoreError):

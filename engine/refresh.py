@@ -63,7 +63,20 @@ class RefreshLoop:
         epoch: str,
         *,
         now_ms: Callable[[], int] = wall_clock_ms,
+        check_pulse: Callable[[], None] = lambda: None,
     ) -> None:
+        """Prepare to refresh; nothing is done before `start`.
+
+        Args:
+            settings: how many users a micro-batch has, and what a list holds.
+            holder: the snapshot in service.
+            catalog: what is available.
+            publisher: writes the lists.
+            epoch: the life of `clicks`, which every list names.
+            now_ms: wall time.
+            check_pulse: called right before lists are sent; raises where they may not be ours to send any more.
+        """
+        self._check_pulse = check_pulse
         self._settings, self._holder, self._catalog = settings, holder, catalog
         self._publisher, self._epoch, self._now_ms = publisher, epoch, now_ms
         self._stores: dict[int, PartitionStore] = {}
@@ -192,6 +205,7 @@ class RefreshLoop:
         """Write the lists and wait for the broker's acknowledgements."""
         if not messages:
             return
+        self._check_pulse()
         with metrics.STAGE.labels("publish").time():
             await self._publisher.send_all(messages)
         metrics.LISTS_PUBLISHED.inc(len(messages))

@@ -20,12 +20,14 @@ ENGINE_CORE = {
     "engine.catalog",
     "engine.microbatch",
     "engine.adhoc",
+    "engine.pulse",
 }
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
     "engine.ann": {"engine.errors", "engine.metrics", "engine.ann"},
     "engine.store": LEAVES | {"engine.store"},
     "engine.log": LEAVES | {"engine.log"},
+    "engine.pulse": {"engine.errors"},
     "engine.catalog": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.microbatch": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from engine import microbatch, refresh
 from engine.catalog import Catalog
-from engine.errors import LogError
+from engine.errors import EngineFrozen, LogError
 from engine.events import ClickEvent, ItemEvent, encode_item
 from engine.log import Message, Position, Publisher, Record
 from engine.logs import user_tag
@@ -117,7 +117,12 @@ class Engine:
 
 @asynccontextmanager
 async def running(
-    folder: Path, snapshot: ServingSnapshot | None, *, settings: Settings = SETTINGS, partitions: int = 1
+    folder: Path,
+    snapshot: ServingSnapshot | None,
+    *,
+    settings: Settings = SETTINGS,
+    partitions: int = 1,
+    check_pulse: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Engine]:
     stores = {
         partition: PartitionStore.open(
@@ -127,7 +132,7 @@ async def running(
         for partition in range(partitions)
     }
     holder, catalog, log = SnapshotHolder(snapshot), Catalog(settings), Log(settings)
-    loop = RefreshLoop(settings, holder, catalog, log, "epoch-1", now_ms=lambda: NOW_MS)
+    loop = RefreshLoop(settings, holder, catalog, log, "epoch-1", now_ms=lambda: NOW_MS, check_pulse=check_pulse)
     for partition, store in stores.items():
         loop.add_partition(partition, store)
     await loop.start()
@@ -370,6 +375,22 @@ async def test_publisher_that_fails_leaves_the_marks_and_the_lists_come_later(tm
         assert sorted(one.user_id for one in engine.lists()) == ["u1", "u2"]
         assert engine.list_of("u1").accepted_at_ms == NOON_MS
     assert REFRESH_FAILURES._value.get() - failures == 2
+
+
+async def test_an_engine_that_was_frozen_publishes_nothing_and_keeps_its_marks(tmp_path: Path) -> None:
+    checked = asyncio.Event()
+
+    def check_pulse() -> None:
+        checked.set()
+        raise EngineFrozen(14.0, longest_s=6.0)
+
+    async with running(tmp_path, make_snapshot(), check_pulse=check_pulse) as engine:
+        engine.click(*clicks("u1", "i001"))
+        await checked.wait()
+        await engine.loop.stop()
+
+        assert engine.log.messages == []
+        assert engine.stores[0].count_dirty() == 1
 
 
 async def test_marks_survive_a_stop_before_the_acknowledgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from engine.catalog import Catalog
 from engine.errors import LogError, StoreBusy
 from engine.hotswap import HotSwap
 from engine.log import Publisher, topic_epoch, wait_for_broker
+from engine.pulse import Pulse
 from engine.refresh import RefreshLoop
 from engine.settings import Settings
 from engine.snapshot import SnapshotHolder
@@ -84,7 +85,8 @@ async def _run(settings: Settings) -> None:
         catalog, holder = Catalog(settings), SnapshotHolder()
         parts.push_async_callback(catalog.stop)
         await catalog.start()
-        refresh = RefreshLoop(settings, holder, catalog, publisher, epoch.text)
+        pulse = Pulse(settings.session_timeout_s)
+        refresh = RefreshLoop(settings, holder, catalog, publisher, epoch.text, check_pulse=pulse.check)
         hotswap = HotSwap(settings, holder, on_swap=lambda _snapshot: refresh.notify())
         parts.push_async_callback(hotswap.stop)
         dead_letters = DeadLetters(settings, publisher, epoch.text)
@@ -95,7 +97,9 @@ async def _run(settings: Settings) -> None:
         faust_app = FaustApp(settings, ingest)
         parts.push_async_callback(_stop_faust, faust_app)
         log.info("engine_started", epoch=epoch.text, partitions=epoch.partitions, worker=faust_app.worker_id)
-        await _first_failure(_run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), failure)
+        await _first_failure(
+            _run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), pulse.keep(), failure
+        )
 
 
 async def _check_lists(settings: Settings, partitions: int) -> None:
