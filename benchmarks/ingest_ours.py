@@ -22,8 +22,9 @@ from ingest_load import Clock, finish, worker_arguments
 from engine.log import Epoch, Publisher, topic_epoch
 from engine.settings import Settings
 from engine.store.codec import CLICKS
+from engine.store.header import stores_dir
 from engine.store.rocksdb import open_for_reading, scan
-from engine.store.windows import PartitionStore, stores_dir
+from engine.store.windows import PartitionStore
 from engine.streams.batches import Bounds, ClickBatch, FaustApp
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters

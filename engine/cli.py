@@ -335,7 +335,7 @@ def dump(
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line; the only format.")] = True,
 ) -> None:
     """Print every window that this data directory holds of the topic `clicks`, also while an engine runs."""
-    from engine.store.windows import dump_windows
+    from engine.store.dump import dump_windows
 
     for window in dump_windows(_settings("windows")):
         _show(json.dumps(window, ensure_ascii=False))

@@ -22,7 +22,9 @@ from engine.microbatch import ListMaker, Taken
 from engine.recall import decode_list
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot
-from engine.store.windows import LoggedClick, PartitionStore, StoreHeader, dump_windows, stores_dir
+from engine.store.dump import dump_windows
+from engine.store.header import StoreHeader, stores_dir
+from engine.store.windows import LoggedClick, PartitionStore
 from engine.streams.topics import create_topics
 from tests.builders import make_click
 from tests.served import ITEM_IDS, make_snapshot

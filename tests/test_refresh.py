@@ -36,7 +36,8 @@ from engine.recall import RecallList, decode_list
 from engine.refresh import RefreshLoop
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, SnapshotHolder
-from engine.store.windows import LoggedClick, PartitionStore, StoreHeader
+from engine.store.header import StoreHeader
+from engine.store.windows import LoggedClick, PartitionStore
 from tests.builders import NOON_MS, make_click
 from tests.served import ITEM_IDS, make_model, make_popular_snapshot, make_snapshot
 

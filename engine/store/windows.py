@@ -14,23 +14,21 @@ that the view of `take_dirty` always holds the clicks of the marks it takes.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 from rocksdict import Rdict, WriteBatch
 
-from engine.errors import StoreFormatError
 from engine.events import ClickEvent
-from engine.settings import Settings
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, NO_LIST, PROFILES, DerivedRow, ProfileValue
-from engine.store.rocksdb import close, open_for_reading, open_for_writing, write
+from engine.store.header import StoreHeader, check_header
+from engine.store.rocksdb import close, open_for_writing, write
 from engine.store.scans import (
     DirtyBatch,
     DirtyUser,
@@ -43,19 +41,6 @@ from engine.store.scans import (
     scan_window,
 )
 from engine.window import BehaviorWindow
-
-
-@dataclass(frozen=True, slots=True)
-class StoreHeader:
-    """What a store was made for; a store is only ever opened for the same again."""
-
-    cluster_id: str
-    topic: str
-    topic_id: str
-    partitions: int
-    partition: int
-    max_clicks: int
-    format: int = codec.FORMAT
 
 
 class LoggedClick(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +91,7 @@ class PartitionStore:
         """
         db = open_for_writing(path)
         try:
-            _check_header(db, path, header)
+            check_header(db, path, header)
             return cls(db, header)
         except BaseException:
             db.close()
@@ -328,81 +313,3 @@ class PartitionStore:
     def read_profile(self, user_id: str) -> dict[str, str | float]:
         """Return the user's whole profile as it is now."""
         return scan_profile(self._db.iter(), user_id)
-
-
-def stores_dir(settings: Settings) -> Path:
-    """Return the directory that holds one store per partition."""
-    return settings.data_dir / "engine" / "partitions"
-
-
-def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Yield every user's window from this system's partition stores, without writing; an engine may be running.
-
-    A data directory may hold stores of other topics too, made under another prefix; those are left out.
-
-    Yields:
-        `{"user_id", "clicks": [{...}, oldest first], "profile", "partition", "applied_offset", "waiting", "refreshed",
-        "log"}`, described in docs/audit.md.
-    """
-    for path in sorted(stores_dir(settings).glob("*/CURRENT")):
-        db = open_for_reading(path.parent)
-        try:
-            stored = db.get(codec.HEADER_KEY)
-            header = {} if stored is None else json.loads(stored)
-            if header.get("topic") == settings.topic("clicks"):
-                yield from _dump_store(db, header)
-        finally:
-            db.close()
-
-
-def _dump_store(db: Rdict, header: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    applied_offset, view = read_offset(db), db.iter()
-    waiting, refreshed = read_marks(db.iter()).keys(), dict(scan_derived(db.iter()))
-    log = {name: header[name] for name in ("cluster_id", "topic_id", "partitions")}
-    for user_id in scan_users(db.iter()):
-        clicks, _ = scan_window(view, user_id, max_clicks=header["max_clicks"])
-        yield {
-            "user_id": user_id,
-            "clicks": [_click_fields(click) for click in clicks],
-            "profile": scan_profile(view, user_id),
-            "partition": header["partition"],
-            "applied_offset": applied_offset,
-            "waiting": user_id in waiting,
-            "refreshed": _refresh_fields(refreshed.get(user_id)),
-            "log": log,
-        }
-
-
-def _refresh_fields(row: DerivedRow | None) -> dict[str, int | None] | None:
-    if row is None:
-        return None
-    return {
-        "as_of_ms": row.last_activity_ms or None,
-        "activation": row.activation,
-        "window_offset": row.window_offset if row.has_list else None,
-    }
-
-
-def _click_fields(click: ClickEvent) -> dict[str, Any]:
-    names = ("item_id", "clicked_at_ms", "event_id", "event_type", "weight")
-    return {name: getattr(click, name) for name in names}
-
-
-def _check_header(db: Rdict, path: Path, header: StoreHeader) -> None:
-    stored = db.get(codec.HEADER_KEY)
-    expected = asdict(header)
-    if stored is None:
-        db.put(codec.HEADER_KEY, json.dumps(expected).encode())
-        return
-    found: Mapping[str, object] = json.loads(stored)
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise StoreFormatError(path, field=name, stored=found.get(name), expected=value, remedy=_remedy(name))
-
-
-def _remedy(field_name: str) -> str:
-    if field_name == "max_clicks":
-        return "set MINDSTREAM_WINDOW_MAX_CLICKS back, or move the store aside and let the log rebuild it"
-    return (
-        "move the store aside, the next start rebuilds it from the log, or point this engine at the cluster it was on"
-    )

@@ -27,7 +27,8 @@ from engine.errors import LogError, MalformedEvent
 from engine.events import REASONS, decode_click
 from engine.log import Epoch
 from engine.settings import Settings
-from engine.store.windows import LoggedClick, PartitionStore, StoreHeader, stores_dir
+from engine.store.header import StoreHeader, stores_dir
+from engine.store.windows import LoggedClick, PartitionStore
 from engine.streams.batches import Bounds, ClickBatch, KafkaRecord
 from engine.streams.dead_letters import DeadLetters, Rejected
 from engine.streams.partitioning import partitions_of

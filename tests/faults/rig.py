@@ -17,9 +17,9 @@ from engine.events import ClickEvent, encode_click
 from engine.log import Message, Publisher, end_offsets
 from engine.metrics import scrape
 from engine.settings import Settings
+from engine.store.header import stores_dir
 from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
-from engine.store.windows import stores_dir
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from tests.conftest import free_port

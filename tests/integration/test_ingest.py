@@ -19,9 +19,10 @@ import pytest
 from engine.events import ClickEvent, encode_click
 from engine.log import Message, end_offsets
 from engine.settings import Settings
+from engine.store.dump import dump_windows
+from engine.store.header import stores_dir
 from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
-from engine.store.windows import dump_windows, stores_dir
 from engine.streams.dead_letters import list_dead_letters, redrive
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics

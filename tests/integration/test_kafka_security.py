@@ -19,7 +19,7 @@ from engine.errors import LogError
 from engine.log import check_access
 from engine.model.registry import Registry
 from engine.settings import Settings
-from engine.store.windows import dump_windows
+from engine.store.dump import dump_windows
 from tests.builders import NOON_MS
 from tests.conftest import free_port
 from tests.integration.secured import HOST, PASSWORD, USERNAME, Authority, SecuredBroker

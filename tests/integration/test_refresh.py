@@ -21,7 +21,8 @@ from engine.recall import RecallList, decode_list
 from engine.refresh import RefreshLoop
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, SnapshotHolder, load_snapshot
-from engine.store.windows import LoggedClick, PartitionStore, StoreHeader
+from engine.store.header import StoreHeader
+from engine.store.windows import LoggedClick, PartitionStore
 from engine.streams.topics import create_topics
 from tests.builders import NOON_MS, make_click
 from tests.served import make_parts

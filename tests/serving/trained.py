@@ -11,7 +11,8 @@ from engine.events import ClickEvent
 from engine.microbatch import ListMaker, Taken
 from engine.recall import RecallList
 from engine.serving.service import QueryService
-from engine.store.windows import LoggedClick, PartitionStore, StoreHeader
+from engine.store.header import StoreHeader
+from engine.store.windows import LoggedClick, PartitionStore
 from tests.builders import NOON_MS
 from tests.served import make_snapshot
 from tests.serving.parts import EPOCH, open_service

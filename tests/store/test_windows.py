@@ -18,7 +18,9 @@ from engine.events import ClickEvent
 from engine.settings import Settings
 from engine.store import codec, windows
 from engine.store.codec import DerivedRow
-from engine.store.windows import LoggedClick, PartitionStore, Refreshed, StoreHeader, dump_windows, stores_dir
+from engine.store.dump import dump_windows
+from engine.store.header import StoreHeader, stores_dir
+from engine.store.windows import LoggedClick, PartitionStore, Refreshed
 from engine.window import BehaviorWindow
 from tests.builders import make_click
 

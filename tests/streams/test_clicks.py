@@ -15,7 +15,8 @@ from engine.errors import LogError, StoreFormatError, StoreNotWritten
 from engine.events import ClickEvent, encode_click
 from engine.log import Epoch, Message, Position, Publisher
 from engine.settings import Settings
-from engine.store.windows import PartitionStore, StoreHeader
+from engine.store.header import StoreHeader
+from engine.store.windows import PartitionStore
 from engine.streams.batches import Bounds, ClickBatch
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters

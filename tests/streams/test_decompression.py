@@ -14,9 +14,9 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from engine.errors import LogError
 from engine.settings import Settings
+from engine.store.header import stores_dir
 from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
-from engine.store.windows import stores_dir
 from engine.streams import app
 from engine.streams.decompression import bound_decompression
 
