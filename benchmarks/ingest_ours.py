@@ -23,9 +23,10 @@ from engine.log import Epoch, Publisher, topic_epoch
 from engine.settings import Settings
 from engine.store.codec import CLICKS
 from engine.store.header import stores_dir
+from engine.store.recovery import Bounds
 from engine.store.rocksdb import open_for_reading, scan
 from engine.store.windows import PartitionStore
-from engine.streams.batches import Bounds, ClickBatch, FaustApp
+from engine.streams.batches import ClickBatch, FaustApp
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
 from engine.streams.decompression import bound_decompression

@@ -36,11 +36,13 @@ dead_letters = typer.Typer(
 data = typer.Typer(no_args_is_help=True, help="Public data sets to try the engine on.")
 topics = typer.Typer(no_args_is_help=True, help="The Kafka topics of the contract.")
 windows = typer.Typer(no_args_is_help=True, help="The behavior windows on this machine's disk.")
+checkpoints = typer.Typer(no_args_is_help=True, help="Copies of partition stores, for whoever takes them over.")
 models = typer.Typer(no_args_is_help=True, help="Published model versions.")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(data, name="data")
 app.add_typer(topics, name="topics")
 app.add_typer(windows, name="windows")
+app.add_typer(checkpoints, name="checkpoints")
 app.add_typer(models, name="models")
 
 DataPath = Annotated[
@@ -341,6 +343,20 @@ def dump(
         _show(json.dumps(window, ensure_ascii=False))
 
 
+@checkpoints.command("list")
+def list_checkpoints(
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare it with its manifest.")] = False,
+) -> None:
+    """Show the checkpoints at MINDSTREAM_CHECKPOINT_URL, greatest offsets first; exit code 1 if one is damaged."""
+    from engine.streams.checkpointing import list_checkpoints as rows_of
+
+    rows = asyncio.run(rows_of(_on_cluster("checkpoints"), verify=verify))
+    for partition, checkpoint, state in rows:
+        made, size = _utc(checkpoint.created_at_ms), f"{checkpoint.size:,} bytes"
+        _show(f"{partition}\toffset {checkpoint.applied_offset}\t{made}\t{size}\t{checkpoint.worker}\t{state}")
+    raise typer.Exit(0 if all(state == "ok" for _, _, state in rows) else 1)
+
+
 @models.command("list")
 def list_versions() -> None:
     """Show the published versions, the current one marked with a star."""
@@ -351,9 +367,8 @@ def list_versions() -> None:
         if row.created_at_ms is None:
             _show(f"{mark} {row.version}\t{row.problem or 'its manifest names no time'}")
             continue
-        made = datetime.fromtimestamp(row.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         judged = "-" if row.recall_at_50 is None else f"{row.recall_at_50:.4f} (popular {row.popular_recall_at_50:.4f})"
-        _show(f"{mark} {row.version}\t{made} UTC\t{row.items} items\tRecall@50 {judged}")
+        _show(f"{mark} {row.version}\t{_utc(row.created_at_ms)}\t{row.items} items\tRecall@50 {judged}")
 
 
 @models.command("promote")
@@ -363,6 +378,10 @@ def promote_version(version: Annotated[str, typer.Argument(help="For example 000
 
     announced = promote(_on_cluster("models"), version, now_ms=int(datetime.now(UTC).timestamp() * 1000))
     _show(f"version {announced.model_version} is current, activation {announced.activation}")
+
+
+def _utc(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _since_ms(since: str | None) -> int | None:

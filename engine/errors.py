@@ -8,7 +8,8 @@ where, and what to do next. Callers never write prose.
       MalformedEvent         one message can't be taken -> dead letters, counted, the stream goes on
       LogError               the log (Kafka) can't be reached or is not what it was
       ListTooLarge           one user's list doesn't fit a message -> none for that user, the others go on
-      StoreError             WindowDecodeError, StoreFormatError, StoreBusy, DamagedStore, StoreNotWritten
+      StoreError             WindowDecodeError, StoreFormatError, StoreBusy, DamagedStore, StoreNotWritten,
+                             CheckpointsUnusable, DamagedCheckpoint
       EngineFrozen           the engine stood still for longer than its session -> it ends, and is started again
       ModelError             UnknownVersion, IncompatibleVersion, DamagedVersion ... -> keep serving the current version
       ItemIndexError         DimensionMismatch, DamagedIndex
@@ -102,12 +103,13 @@ class StoreBusy(StoreError):
 
 
 class DamagedStore(StoreError):
-    """RocksDB refuses to open a store."""
+    """RocksDB refuses to open a store, or to read it."""
 
     def __init__(self, path: object, *, cause: str) -> None:
         self.path, self.cause = path, cause
         super().__init__(
-            f"store {path} can't be opened: {cause}; move it aside, the next start rebuilds it from the log"
+            f"store {path} can't be read: {cause}; an engine sets a damaged store aside at its start and rebuilds it, "
+            "a query service's list store can be deleted"
         )
 
 
@@ -119,6 +121,24 @@ class StoreNotWritten(StoreError):
         super().__init__(
             f"store {path} can't be written: {cause}; make room on its disk or mend it, and start again: "
             "what is missing comes from the log"
+        )
+
+
+class CheckpointsUnusable(StoreError):
+    """The place where checkpoints are kept can't be read or written."""
+
+    def __init__(self, url: object, *, cause: object) -> None:
+        self.url, self.cause = url, cause
+        super().__init__(f"the checkpoints at {url} can't be used: {cause}; mend it or MINDSTREAM_CHECKPOINT_URL")
+
+
+class DamagedCheckpoint(StoreError):
+    """A file of a checkpoint is not what its manifest says."""
+
+    def __init__(self, path: object, *, file: str, got: object, expected: object) -> None:
+        self.path, self.file, self.got, self.expected = path, file, got, expected
+        super().__init__(
+            f"checkpoint {path} was not used: {file} has {got}, expected {expected}; an older one or the log serves"
         )
 
 

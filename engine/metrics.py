@@ -53,6 +53,22 @@ UNKNOWN_ITEMS = Counter(
 REFRESH_FAILURES = Counter("mindstream_refresh_failures_total", "Micro-batches that were given back to be tried again.")
 OWNED_PARTITIONS = Gauge("mindstream_owned_partitions", "Partitions of `clicks` assigned to this engine.")
 
+STORES_OPENED = Counter(
+    "mindstream_stores_opened_total",
+    "Partition stores opened when a partition was taken over, by their base.",
+    ["base"],
+)
+for _base in ("local", "checkpoint", "log"):
+    STORES_OPENED.labels(_base)
+STORES_SET_ASIDE = Counter("mindstream_stores_set_aside_total", "Damaged partition stores moved out of the way.")
+CHECKPOINTS = Counter("mindstream_checkpoints_total", "Checkpoints of partition stores, by outcome.", ["outcome"])
+for _outcome in ("written", "failed"):
+    CHECKPOINTS.labels(_outcome)
+CHECKPOINT_SECONDS = Gauge("mindstream_checkpoint_seconds", "How long the last checkpoint took to make and to send.")
+CHECKPOINT_LAG = Gauge(
+    "mindstream_checkpoint_lag", "Offsets that this engine's partitions have applied since their last checkpoints."
+)
+
 MODEL_INFO = Gauge("mindstream_model_info", "1 for the model version in service.", ["version"])
 MODEL_AGE = Gauge("mindstream_model_trained_timestamp_seconds", "When the version in service was made, Unix time.")
 SWAPS = Counter("mindstream_swaps_total", "Model versions announced, by what became of them.", ["outcome"])

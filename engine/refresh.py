@@ -26,7 +26,7 @@ import structlog
 
 from engine import metrics
 from engine.catalog import Catalog
-from engine.errors import EngineError
+from engine.errors import DamagedStore, EngineError
 from engine.log import Message, Publisher
 from engine.microbatch import TOPIC, ListMaker, Made, Taken
 from engine.settings import Settings
@@ -64,6 +64,7 @@ class RefreshLoop:
         *,
         now_ms: Callable[[], int] = wall_clock_ms,
         check_pulse: Callable[[], None] = lambda: None,
+        on_damage: Callable[[DamagedStore], None] = lambda _error: None,
     ) -> None:
         """Prepare to refresh; nothing is done before `start`.
 
@@ -75,7 +76,9 @@ class RefreshLoop:
             epoch: the life of `clicks`, which every list names.
             now_ms: wall time.
             check_pulse: called right before lists are sent; raises where they may not be ours to send any more.
+            on_damage: called with the loop's last error: a store that can't be read won't be readable at the next try.
         """
+        self._on_damage = on_damage
         self._check_pulse = check_pulse
         self._settings, self._holder, self._catalog = settings, holder, catalog
         self._publisher, self._epoch, self._now_ms = publisher, epoch, now_ms
@@ -130,6 +133,10 @@ class RefreshLoop:
             try:
                 refreshed = await self._refresh_live() + await self._refresh(_take_behind, self._sweep_size)
                 back_off_s = BACK_OFF_S[0]
+            except DamagedStore as error:
+                metrics.REFRESH_FAILURES.inc()
+                self._on_damage(error)
+                return
             except Exception as error:
                 metrics.REFRESH_FAILURES.inc()
                 log.error(

@@ -81,6 +81,12 @@ class Settings(BaseSettings):
     """How far a click's time may lie after the time its record was logged, in milliseconds."""
     max_message_bytes: int = Field(default=65_536, ge=256, le=1_000_000)
     """A larger click goes to the dead letters unread; a larger item is counted and skipped."""
+    checkpoint_url: str | None = None
+    """Where partition stores are copied to, a directory or an fsspec address; unset: the log rebuilds them."""
+    checkpoint_every_s: float = Field(default=60.0, ge=1.0, le=86_400.0)
+    """Pause between two checkpoints of a partition that had clicks."""
+    keep_checkpoints: int = Field(default=3, ge=1, le=1_000)
+    """Checkpoints kept of each partition."""
     accept_log_gap: bool = False
     """Go on although the log no longer holds clicks that a store needs next; its windows lack them for ever."""
 

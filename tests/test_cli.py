@@ -31,6 +31,7 @@ COMMANDS = [
     "topics",
     "models",
     "windows",
+    "checkpoints",
     "dead-letters",
     "data",
 ]

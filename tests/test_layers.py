@@ -64,7 +64,7 @@ LIBRARY_OWNERS = {
     "pyarrow": {"engine.sources"},
     "matplotlib": {"trainer.offline.plots"},
     "jgo": {"engine.streams"},
-    "fsspec": {"engine.model.registry"},
+    "fsspec": {"engine.model.registry", "engine.store.checkpoints"},
     "psutil": {"engine.streams"},
     "prometheus_client": {"engine.metrics", "engine.serving"},
     "pydantic_settings": {"engine.settings"},

@@ -13,6 +13,7 @@ from rocksdict import (
     AccessType,
     BlockBasedOptions,
     Cache,
+    Checkpoint,
     DBCompressionType,
     Options,
     Rdict,
@@ -54,15 +55,31 @@ def open_for_reading(path: Path) -> Rdict:
     return _open(path, AccessType.read_only(False))
 
 
+def read(db: Rdict, key: bytes, *, path: object) -> bytes | None:
+    """Return the value of *key* in the store at *path* as it is now, or None.
+
+    Raises:
+        DamagedStore: RocksDB met a block that it can't read.
+    """
+    try:
+        value: bytes | None = db.get(key)
+    except Exception as error:  # rocksdict raises plain Exception for everything
+        raise DamagedStore(path, cause=str(error)) from error
+    return value
+
+
 def write(db: Rdict, batch: WriteBatch, *, path: object) -> None:
     """Write *batch* in one step to the store at *path*.
 
     Raises:
         StoreNotWritten: the disk is full or failing, or the store is closed; nothing of *batch* is in it.
+        DamagedStore: RocksDB met a block that it can't read while it compacted, and takes no more.
     """
     try:
         db.write(batch)
     except Exception as error:  # rocksdict raises plain Exception for everything
+        if "Corruption" in str(error):
+            raise DamagedStore(path, cause=str(error)) from error
         raise StoreNotWritten(path, cause=str(error)) from error
 
 
@@ -76,6 +93,31 @@ def close(db: Rdict, *, path: object) -> None:
         db.close()
     except Exception as error:  # rocksdict raises plain Exception for everything
         raise StoreNotWritten(path, cause=str(error)) from error
+
+
+def copy(db: Rdict, folder: Path) -> None:
+    """Make *folder*, which must not exist, a copy of the open store; its tables are links to the store's own.
+
+    Raises:
+        StoreNotWritten: the disk is full or failing, or *folder* is on another file system.
+    """
+    try:
+        Checkpoint(db).create_checkpoint(str(folder))
+    except Exception as error:  # rocksdict raises plain Exception for everything
+        raise StoreNotWritten(folder, cause=str(error)) from error
+
+
+def verify(path: Path) -> int:
+    """Read the whole store at *path*, checksums and all, and return how many keys it has.
+
+    Raises:
+        DamagedStore: RocksDB refuses it, or a block of it.
+    """
+    db = open_for_reading(path)
+    try:
+        return sum(1 for _ in scan(db.iter(), b""))
+    finally:
+        db.close()
 
 
 def scan(view: RdictIter, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import msgspec
 from rocksdict import Rdict, RdictIter
@@ -16,7 +17,7 @@ from rocksdict import Rdict, RdictIter
 from engine.events import ClickEvent
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, MARKS, PROFILES, DerivedRow
-from engine.store.rocksdb import check_status, read_value, scan, scan_keys
+from engine.store.rocksdb import check_status, open_for_reading, read, read_value, scan, scan_keys
 from engine.window import BehaviorWindow
 
 
@@ -69,8 +70,21 @@ class DirtyBatch:
 
 def read_offset(db: Rdict) -> int:
     """Return the greatest applied offset; -1 in a new store."""
-    stored = db.get(codec.OFFSET_KEY)
+    stored = read(db, codec.OFFSET_KEY, path=db.path())
     return -1 if stored is None else codec.decode_offset(stored)
+
+
+def read_offset_of(path: Path) -> int:
+    """Return the greatest applied offset of the store at *path*, which is only read.
+
+    Raises:
+        DamagedStore: RocksDB refuses it.
+    """
+    db = open_for_reading(path)
+    try:
+        return read_offset(db)
+    finally:
+        db.close()
 
 
 def read_marks(view: RdictIter) -> dict[str, DirtyUser]:

@@ -28,13 +28,14 @@ from engine.events import ClickEvent
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, NO_LIST, PROFILES, DerivedRow, ProfileValue
 from engine.store.header import StoreHeader, check_header
-from engine.store.rocksdb import close, open_for_writing, write
+from engine.store.rocksdb import close, copy, open_for_writing, read, write
 from engine.store.scans import (
     DirtyBatch,
     DirtyUser,
     joined,
     read_marks,
     read_offset,
+    read_offset_of,
     scan_derived,
     scan_profile,
     scan_users,
@@ -79,6 +80,7 @@ class PartitionStore:
         self._behind_activation: int | None = None
         self._outstanding: set[DirtyBatch] = set()
         self._is_closed = False
+        self._copying = threading.Lock()
 
     @classmethod
     def open(cls, path: Path, header: StoreHeader) -> Self:
@@ -110,7 +112,7 @@ class PartitionStore:
         Raises:
             StoreNotWritten: RocksDB can't write; what was applied is in its log.
         """
-        with self._lock:
+        with self._copying, self._lock:
             if self._is_closed:
                 return
             self._is_closed = True
@@ -118,6 +120,21 @@ class PartitionStore:
                 batch.close()
             self._outstanding.clear()
             close(self._db, path=self._path)
+
+    def copy_to(self, folder: Path) -> int:
+        """Make *folder* a copy of the store as it is now, on the same file system, and return its applied offset.
+
+        Tables are linked, not copied; clicks are applied meanwhile. -1 of a closed store, and of one that has applied
+        nothing: there is no copy then.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write it.
+        """
+        with self._copying:
+            if self._is_closed or self._applied_offset < 0:
+                return -1
+            copy(self._db, folder)
+            return read_offset_of(folder)
 
     # --- ingest
 
@@ -179,7 +196,7 @@ class PartitionStore:
             batch.put(key, codec.encode_profile(row))
 
     def _read_profile_row(self, key: bytes) -> ProfileValue | None:
-        stored = self._db.get(key)
+        stored = read(self._db, key, path=self._path)
         return None if stored is None else codec.decode_profile(stored)
 
     # --- refresh
@@ -297,7 +314,7 @@ class PartitionStore:
             self._behind.extendleft(user for _, user in reversed(rows))
 
     def _read_derived(self, user_id: str) -> DerivedRow | None:
-        stored = self._db.get(DERIVED + user_id.encode())
+        stored = read(self._db, DERIVED + user_id.encode(), path=self._path)
         return None if stored is None else codec.decode_derived(stored)
 
     # --- reading outside a batch

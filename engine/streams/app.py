@@ -18,14 +18,17 @@ from aiokafka.errors import KafkaError
 
 from engine import metrics
 from engine.catalog import Catalog
-from engine.errors import LogError, StoreBusy
+from engine.errors import ConfigError, DamagedStore, LogError, StoreBusy
 from engine.hotswap import HotSwap
-from engine.log import Publisher, topic_epoch, wait_for_broker
+from engine.log import Admin, Publisher, topic_epoch, wait_for_broker
 from engine.pulse import Pulse
 from engine.refresh import RefreshLoop
 from engine.settings import Settings
 from engine.snapshot import SnapshotHolder
-from engine.streams.batches import FaustApp
+from engine.store.checkpoints import Checkpoints
+from engine.store.recovery import Recovery
+from engine.streams.batches import FaustApp, worker_id
+from engine.streams.checkpointing import Checkpointer
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
 from engine.streams.decompression import bound_decompression
@@ -72,6 +75,7 @@ async def _run(settings: Settings) -> None:
     await wait_for_broker(settings, BROKER_WITHIN_S)
     epoch = await topic_epoch(settings, "clicks")
     await _check_lists(settings, epoch.partitions)
+    await _check_retention(settings)
     for topic in ("items", "models", "clicks.dead-letters"):
         await topic_epoch(settings, topic)  # whatever needs it would wait for a missing one
     bound_decompression()
@@ -86,20 +90,33 @@ async def _run(settings: Settings) -> None:
         parts.push_async_callback(catalog.stop)
         await catalog.start()
         pulse = Pulse(settings.session_timeout_s)
-        refresh = RefreshLoop(settings, holder, catalog, publisher, epoch.text, check_pulse=pulse.check)
+        checkpointer = _checkpointer(settings)
+        recovery = Recovery(settings, None if checkpointer is None else checkpointer.checkpoints)
+
+        def fail(error: BaseException) -> None:
+            if isinstance(error, DamagedStore):
+                recovery.suspect()
+            _fail(failure, error)
+
+        refresh = RefreshLoop(settings, holder, catalog, publisher, epoch.text, check_pulse=pulse.check, on_damage=fail)
         hotswap = HotSwap(settings, holder, on_swap=lambda _snapshot: refresh.notify())
         parts.push_async_callback(hotswap.stop)
         dead_letters = DeadLetters(settings, publisher, epoch.text)
-        ingest = Ingest(settings, epoch, dead_letters, refresh, on_failure=lambda error: _fail(failure, error))
+        ingest = Ingest(
+            settings, epoch, dead_letters, refresh, on_failure=fail, recovery=recovery, checkpointer=checkpointer
+        )
+        if checkpointer is not None:
+            parts.push_async_callback(checkpointer.close)
         parts.push_async_callback(ingest.close)
         parts.push_async_callback(refresh.stop)
         await refresh.start()
         faust_app = FaustApp(settings, ingest)
         parts.push_async_callback(_stop_faust, faust_app)
         log.info("engine_started", epoch=epoch.text, partitions=epoch.partitions, worker=faust_app.worker_id)
-        await _first_failure(
-            _run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), pulse.keep(), failure
-        )
+        running = [_run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), pulse.keep()]
+        if checkpointer is not None:
+            running.append(checkpointer.keep(ingest.stores))
+        await _first_failure(*running, failure)
 
 
 async def _check_lists(settings: Settings, partitions: int) -> None:
@@ -112,6 +129,34 @@ async def _check_lists(settings: Settings, partitions: int) -> None:
             problem=f"has {lists.partitions} partitions, {clicks} has {partitions}: a list goes where its clicks are",
             remedy=f"delete it, it is derived, then MINDSTREAM_CLICKS_PARTITIONS={partitions} mindstream topics create",
         )
+
+
+async def _check_retention(settings: Settings) -> None:
+    """Raise ConfigError where the log forgets clicks and nothing else would have them.
+
+    A cluster that doesn't let us see the topic's configs is taken at its word.
+    """
+    topic = settings.topic("clicks")
+    try:
+        async with Admin(settings) as admin:
+            configs = (await admin.configs([topic])).get(topic, {})
+    except LogError as error:
+        log.warning("retention_unknown", topic=topic, error=str(error))
+        return
+    finite = [
+        f"{name}={configs[name]}" for name in ("retention.ms", "retention.bytes") if configs.get(name, "-1") != "-1"
+    ]
+    if finite and settings.checkpoint_url is None and not settings.accept_log_gap:
+        expected = f"set, for {topic} forgets clicks ({', '.join(finite)}) and lost stores could not be rebuilt from it"
+        raise ConfigError("MINDSTREAM_CHECKPOINT_URL", got=None, expected=expected)
+
+
+def _checkpointer(settings: Settings) -> Checkpointer | None:
+    if settings.checkpoint_url is None:
+        return None
+    worker = worker_id(settings)
+    checkpoints = Checkpoints(settings.checkpoint_url, worker=worker, keep=settings.keep_checkpoints)
+    return Checkpointer(settings, checkpoints)
 
 
 @contextlib.contextmanager

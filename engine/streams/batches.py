@@ -21,7 +21,7 @@ import hashlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import faust
 import structlog
@@ -37,6 +37,7 @@ from engine.errors import LogError
 from engine.log import Epoch
 from engine.log.epoch import read_epoch
 from engine.settings import Settings
+from engine.store.recovery import Bounds
 
 FAUST_VERSION, AIOKAFKA_VERSION = "0.15.3", "0.14.0"
 """The versions whose internals this module was written against."""
@@ -72,13 +73,6 @@ class ClickBatch:
     """Set by the intake once all of them are applied."""
     is_void: bool = False
     """True once a rebalance has begun: a batch not yet begun is not applied, its records will be read again."""
-
-
-class Bounds(NamedTuple):
-    """First offset that a partition still holds, and the one after its last."""
-
-    first: int
-    end: int
 
 
 class Intake(Protocol):

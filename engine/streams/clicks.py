@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import structlog
@@ -27,9 +26,10 @@ from engine.errors import LogError, MalformedEvent
 from engine.events import REASONS, decode_click
 from engine.log import Epoch
 from engine.settings import Settings
-from engine.store.header import StoreHeader, stores_dir
+from engine.store.recovery import Bounds, Recovery
 from engine.store.windows import LoggedClick, PartitionStore
-from engine.streams.batches import Bounds, ClickBatch, KafkaRecord
+from engine.streams.batches import ClickBatch, KafkaRecord
+from engine.streams.checkpointing import Checkpointer, header_of
 from engine.streams.dead_letters import DeadLetters, Rejected
 from engine.streams.partitioning import partitions_of
 
@@ -83,6 +83,8 @@ class Ingest:
         refresh: Refresher,
         *,
         on_failure: Callable[[BaseException], None],
+        recovery: Recovery | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
         """Prepare to take batches; nothing is opened before `start_positions`.
 
@@ -92,7 +94,10 @@ class Ingest:
             dead_letters: where bad records go.
             refresh: woken after every batch.
             on_failure: called with a fault of ours; the engine must stop then, and nothing more is taken.
+            recovery: opens the stores; None for one without checkpoints.
+            checkpointer: copies the stores to where the next owner of a partition finds them; None for no copies.
         """
+        self._recovery, self._checkpointer = recovery or Recovery(settings), checkpointer
         self._settings, self._epoch, self._refresh = settings, epoch, refresh
         self._dead_letters, self._on_failure = dead_letters, on_failure
         self._owned: dict[int, OwnedPartition] = {}
@@ -137,9 +142,15 @@ class Ingest:
             self._revoking.clear()
             await self._close(set(self._owned) - set(bounds))
             for partition in sorted(set(bounds) - set(self._owned)):
-                store = await self._in_thread(PartitionStore.open, self._path(partition), self._header(partition))
-                self._owned[partition] = OwnedPartition(partition, store, bounds[partition].end)
-            positions = {partition: self._next_offset(partition, held) for partition, held in bounds.items()}
+                held = bounds[partition]
+                store = await self._in_thread(
+                    self._recovery.open, header_of(self._settings, self._epoch, partition), held
+                )
+                self._owned[partition] = OwnedPartition(partition, store, held.end)
+            positions = {
+                partition: self._recovery.next_offset(self._owned[partition].store, held)
+                for partition, held in bounds.items()
+            }
         log.info("partitions_assigned", positions=positions)
         self.progress({partition: Bounds(at, bounds[partition].end) for partition, at in positions.items()})
         metrics.OWNED_PARTITIONS.set(len(self._owned))  # last: whoever sees it sees the lag of these partitions too
@@ -163,37 +174,15 @@ class Ingest:
     async def _close(self, partitions: set[int]) -> None:
         for partition in sorted(partitions):
             await self._refresh.remove_partition(partition)
-            await self._in_thread(self._owned.pop(partition).store.close)
+        stores = [self._owned.pop(partition).store for partition in sorted(partitions)]
+        if self._checkpointer is not None and not self._has_failed:
+            await self._checkpointer.hand_over(stores)
+        for store in stores:
+            await self._in_thread(store.close)
 
-    def _path(self, partition: int) -> Path:
-        return stores_dir(self._settings) / f"{self._settings.topic('clicks')}-{partition}"
-
-    def _header(self, partition: int) -> StoreHeader:
-        return StoreHeader(
-            cluster_id=self._epoch.cluster_id,
-            topic=self._settings.topic("clicks"),
-            topic_id=self._epoch.topic_id,
-            partitions=self._epoch.partitions,
-            partition=partition,
-            max_clicks=self._settings.window_max_clicks,
-        )
-
-    def _next_offset(self, partition: int, held: Bounds) -> int:
-        position = self._owned[partition].store.applied_offset + 1
-        subject = f"partition {partition} of {self._settings.topic('clicks')}"
-        if position > held.end:
-            raise LogError(
-                subject,
-                problem=f"ends at offset {held.end}, but the store has applied {position - 1}: the log lost records",
-                remedy=f"restore the log, or move {self._path(partition)} aside and rebuild from what is left",
-            )
-        if position < held.first and not self._settings.accept_log_gap:
-            raise LogError(
-                subject,
-                problem=f"begins at offset {held.first}, but the store needs offset {position} next",
-                remedy="set MINDSTREAM_ACCEPT_LOG_GAP=true to go on without the clicks in between",
-            )
-        return max(position, held.first)
+    def stores(self) -> dict[int, PartitionStore]:
+        """Return the open stores by their partitions."""
+        return {number: owned.store for number, owned in self._owned.items()}
 
     # --- batches
 

@@ -222,7 +222,7 @@ def test_a_damaged_store_says_what_to_do(tmp_path: Path):
     open_store(tmp_path).close()
     (tmp_path / "CURRENT").write_bytes(b"nonsense")
 
-    with pytest.raises(DamagedStore, match="move it aside"):
+    with pytest.raises(DamagedStore, match="list store can be deleted"):
         open_store(tmp_path)
 
 

@@ -410,7 +410,7 @@ def test_a_damaged_store_is_refused_with_what_to_do(store: PartitionStore, tmp_p
     for manifest in (tmp_path / "store").glob("MANIFEST*"):
         manifest.write_bytes(b"garbage" * 20)
 
-    with pytest.raises(DamagedStore, match="move it aside"):
+    with pytest.raises(DamagedStore, match="sets a damaged store aside at its start"):
         PartitionStore.open(tmp_path / "store", HEADER)
 
 
