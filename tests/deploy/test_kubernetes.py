@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -57,3 +61,29 @@ def test_every_mount_has_its_volume(name: str) -> None:
     volumes |= {one["metadata"]["name"] for one in spec.get("volumeClaimTemplates", [])}
 
     assert {one["name"] for one in container(name)["volumeMounts"]} == volumes
+
+
+def test_query_service_is_asked_for_readiness_with_its_token() -> None:
+    check, answered = ROOT / "deploy/healthcheck.py", []
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answered.append(self.headers["Authorization"])
+            self.send_response(200 if self.headers["Authorization"] == "Bearer s3cret" else 401)
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, str(check), f"http://127.0.0.1:{server.server_port}/health/ready"]
+        codes = [subprocess.run(command, env={"MINDSTREAM_API_TOKEN": token}).returncode for token in ("s3cret", "")]
+        server.shutdown()
+
+    assert container("mindstream-serve")["readinessProbe"]["exec"]["command"][1:] == [
+        "/opt/mindstream/healthcheck.py",
+        "http://127.0.0.1:8080/health/ready",
+    ]
+    assert codes == [0, 1]
+    assert answered == ["Bearer s3cret", None]
