@@ -31,7 +31,7 @@ from engine.store.scans import read_offset_of
 from engine.store.windows import PartitionStore
 
 SUSPECT = "suspect-stores"
-"""Name of the file that a run leaves which met an unreadable block: the next one reads each store whole first."""
+"""Name of the file that a run leaves which met an unreadable block: the next one reads each base whole first."""
 
 Base = Literal["local", "checkpoint", "log"]
 
@@ -128,8 +128,10 @@ class Recovery:
         return max(position, held.first)
 
     def suspect(self) -> None:
-        """Have the next start read every store whole: this run met a block that it could not read."""
-        (self._settings.data_dir / "engine" / SUSPECT).touch()
+        """Have the next start read every base whole, store or checkpoint: this run met a block it could not read."""
+        directory = self._settings.data_dir / "engine"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / SUSPECT).touch()
 
     # --- the store on this machine
 
@@ -187,6 +189,8 @@ class Recovery:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             self._checkpoints.fetch(checkpoint, folder)
+            if self._verifies:  # a checkpoint is a faithful copy, also of a block that nobody could read
+                verify(folder)
             applied = read_offset_of(folder)
             if applied != checkpoint.applied_offset:
                 got, expected = f"applied offset {applied}", f"{checkpoint.applied_offset}"

@@ -31,9 +31,7 @@ def kill_at(point: str) -> Hit:
         rig.send(ROUND_CLICKS)
         before = rig.applied()
         engine = rig.start(point=point, times=1 if point == "before_positions" else rig.random.randrange(1, 4))
-        deadline = time.monotonic() + 60
-        while engine.is_running and time.monotonic() < deadline:
-            time.sleep(0.02)
+        _until(lambda: not engine.is_running, within_s=60.0)
         died = not engine.is_running and engine.process.returncode == -signal.SIGKILL
         if engine.is_running:
             engine.kill()
@@ -44,10 +42,38 @@ def kill_at(point: str) -> Hit:
 
 
 def wipe_the_disk(rig: Rig) -> bool:
-    """`kill -9`, and everything that the engine had on disk is gone."""
+    """`kill -9`, and everything that the engine had on disk is gone, and so are its checkpoints."""
     hit = _kill_in_backlog(rig)
     shutil.rmtree(rig.settings.data_dir / "engine")
+    shutil.rmtree(rig.settings.data_dir / "checkpoints", ignore_errors=True)
     return hit
+
+
+def wipe_the_disk_beside_checkpoints(rig: Rig) -> bool:
+    """`kill -9`, and everything that the engine had on disk is gone; the next one must begin at its checkpoints."""
+    if not rig.checkpoints():
+        _finish(rig)
+    hit = _kill_in_backlog(rig)
+    shutil.rmtree(rig.settings.data_dir / "engine")
+    engine = rig.start()
+    wait(lambda: _opened(engine, "checkpoint") > 0, engine, what="a checkpoint to be taken as base")
+    engine.kill()
+    return hit
+
+
+def bring_back_an_old_disk(rig: Rig) -> bool:
+    """`kill -9`, and the disk is the one of an earlier day; half the time its checkpoints are gone too."""
+    disk, old = rig.settings.data_dir / "engine", rig.settings.data_dir / "old"
+    if not disk.exists():
+        _finish(rig)
+    shutil.copytree(disk, old)
+    before = rig.applied()
+    hit = _kill_in_backlog(rig)
+    shutil.rmtree(disk)
+    old.rename(disk)
+    if rig.random.random() < 0.5:
+        shutil.rmtree(rig.settings.data_dir / "checkpoints", ignore_errors=True)
+    return hit and before == rig.applied()
 
 
 def cut_the_wal(rig: Rig) -> bool:
@@ -64,7 +90,7 @@ def cut_the_wal(rig: Rig) -> bool:
 
 
 def corrupt_a_table(rig: Rig) -> bool:
-    """`kill -9`, and a table file has other bytes; the engine must refuse it by name, then the store is set aside."""
+    """`kill -9`, and a table has other bytes; an engine must notice, and one started after it set the store aside."""
     hit = _kill_in_backlog(rig)
     tables = [path for path in rig.stores(None, "*/*.sst") if path.stat().st_size > 1_000]
     if not tables:
@@ -74,15 +100,20 @@ def corrupt_a_table(rig: Rig) -> bool:
     for _ in range(200):
         content[rig.random.randrange(len(content))] ^= 0xFF
     path.write_bytes(bytes(content))
-    engine = rig.start()
-    deadline = time.monotonic() + 60
-    while engine.is_running and time.monotonic() < deadline:
-        time.sleep(0.1)
-    refused = not engine.is_running and engine.process.returncode == 1 and str(path.parent.name) in engine.last_lines()
-    if engine.is_running:
-        engine.kill()
-    shutil.move(path.parent, rig.settings.data_dir / f"aside-{time.time_ns()}")
-    return hit and refused
+    for _ in range(2):  # the first may open the store, meet the block at work, and end for the second to look for it
+        engine = rig.start()
+        _until(lambda engine=engine: not engine.is_running or _set_aside(rig), within_s=60.0)  # type: ignore[misc]
+        if engine.is_running:
+            engine.kill()
+        if _set_aside(rig):
+            break
+    noticed = _set_aside(rig)
+    shutil.rmtree(rig.settings.data_dir / "engine" / "aside" if noticed else path.parent)
+    return hit and noticed
+
+
+def _set_aside(rig: Rig) -> bool:
+    return any((rig.settings.data_dir / "engine" / "aside").glob("*"))
 
 
 def freeze_until_another_took_over(rig: Rig) -> bool:
@@ -169,6 +200,23 @@ def _adopt(rig: Rig, folder: Path) -> None:
     shutil.move(folder / "engine", rig.settings.data_dir / "engine")
 
 
+def _finish(rig: Rig) -> None:
+    """Have an engine do all there is to do, and stop it; it leaves a store and a checkpoint of each partition."""
+    engine = rig.start()
+    rig.drain(engine)
+    engine.stop()
+
+
+def _opened(engine: EngineProcess, base: str) -> float:
+    return engine.figures().get(f'mindstream_stores_opened_total{{base="{base}"}}', 0.0)
+
+
+def _until(is_true: Callable[[], bool], *, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not is_true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def _kill_in_backlog(rig: Rig) -> bool:
     rig.send(ROUND_CLICKS)
     before, end = rig.applied(), rig.logged()
@@ -183,6 +231,8 @@ FAULTS: dict[str, Hit] = {
     "kill": kill_at_random,
     **{f"kill-{point.replace('_', '-')}": kill_at(point) for point in POINTS},
     "wiped-disk": wipe_the_disk,
+    "wiped-disk-checkpoints": wipe_the_disk_beside_checkpoints,
+    "old-disk": bring_back_an_old_disk,
     "cut-wal": cut_the_wal,
     "corrupt-table": corrupt_a_table,
     "rebalances": storm_of_rebalances,

@@ -41,6 +41,8 @@ class EngineProcess:
             "MINDSTREAM_DATA_DIR": str(settings.data_dir),
             "MINDSTREAM_REGISTRY_URL": settings.registry,
             "MINDSTREAM_ENGINE_METRICS_PORT": str(self.metrics_port),
+            "MINDSTREAM_CHECKPOINT_URL": settings.checkpoint_url or "",
+            "MINDSTREAM_CHECKPOINT_EVERY_S": str(settings.checkpoint_every_s),
         }
         armed = ["tests.faults.points", point, str(times)] if point else ["engine.cli", "engine"]
         self.log_path = settings.data_dir / "engine.log"
@@ -87,7 +89,13 @@ class Rig:
     ) -> None:
         folder.mkdir(parents=True)
         self.settings = broker.model_copy(
-            update={"topic_prefix": prefix, "data_dir": folder, "registry_url": str(folder / "registry")}
+            update={
+                "topic_prefix": prefix,
+                "data_dir": folder,
+                "registry_url": str(folder / "registry"),
+                "checkpoint_url": str(folder / "checkpoints"),
+                "checkpoint_every_s": 1,
+            }
         )
         self.broker = node
         """The broker itself, where it may be harmed too."""
@@ -199,6 +207,13 @@ class Rig:
     def stores(self, settings: Settings | None, pattern: str) -> list[Path]:
         """Return the files of all stores that *pattern* names."""
         return sorted(stores_dir(settings or self.settings).glob(pattern))
+
+    def checkpoints(self) -> int:
+        """Return how many records the newest checkpoints have applied together."""
+        newest: dict[Path, int] = {}
+        for path in Path(self.settings.checkpoint_url or "").rglob("manifests/*.json"):
+            newest[path.parent] = max(newest.get(path.parent, 0), int(path.name[:20]) + 1)
+        return sum(newest.values())
 
     def drain(self, engine: EngineProcess) -> float:
         """Wait until *engine* has applied and refreshed everything; return the seconds it took."""

@@ -64,6 +64,16 @@ def damage(path: Path) -> None:
         manifest.write_bytes(b"garbage" * 20)
 
 
+def damage_clicks(path: Path) -> None:
+    """Damage blocks of clicks in the store's only table; its header, offset and index stay whole."""
+    (table,) = path.glob("*.sst")
+    content = bytearray(table.read_bytes())
+    middle = len(content) // 2
+    for at in range(middle, middle + 5_000, 100):
+        content[at] ^= 0xFF
+    table.write_bytes(bytes(content))
+
+
 @pytest.mark.parametrize(
     ("here", "there", "expected"),
     [
@@ -136,12 +146,7 @@ def test_a_block_that_a_run_could_not_read_is_looked_for_at_the_next_start(setti
     path = local(settings, 5_000)
     reopened = PartitionStore.open(path, HEADER)  # its log becomes a table
     reopened.close()
-    (table,) = path.glob("*.sst")
-    content = bytearray(table.read_bytes())
-    middle = len(content) // 2  # blocks of clicks; header, offset and the index of the table are whole
-    for at in range(middle, middle + 5_000, 100):
-        content[at] ^= 0xFF
-    table.write_bytes(bytes(content))
+    damage_clicks(path)
     Recovery(settings).open(HEADER, LOG).close()  # RocksDB has seen nothing of it
 
     Recovery(settings).suspect()
@@ -150,6 +155,21 @@ def test_a_block_that_a_run_could_not_read_is_looked_for_at_the_next_start(setti
     assert base_of(recovery) == ("log", -1)
     assert base_of(Recovery(settings)) == ("log", -1)
     assert len(list((settings.data_dir / "engine" / "aside").iterdir())) == 1
+
+
+def test_a_checkpoint_that_copied_the_damage_is_passed_over(settings: Settings, tmp_path: Path, place: str) -> None:
+    checkpointed(tmp_path, place, 5_000)
+    PartitionStore.open(tmp_path / "other", HEADER).close()
+    damage_clicks(tmp_path / "other")
+    store = PartitionStore.open(tmp_path / "other", HEADER)
+    apply(store, 5, first=5_000)
+    keep(Checkpoints(place, worker="other"), store, tmp_path)
+    store.close()
+    assert [one.applied_offset for one in Checkpoints(place).find(HEADER)] == [5_004, 4_999]
+
+    Recovery(settings).suspect()
+
+    assert base_of(Recovery(settings, Checkpoints(place)), Bounds(0, 6_000)) == ("checkpoint", 4_999)
 
 
 def test_a_suspicion_that_was_wrong_costs_nothing_but_time(settings: Settings) -> None:
