@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaProducer
 
+from engine.log.partitioning import partition_of
 from engine.settings import Settings
-from engine.streams.partitioning import partition_of
 
 USERS = 1_000_000
 ITEMS = 100_000

@@ -25,13 +25,13 @@ from engine import metrics
 from engine.errors import LogError, MalformedEvent
 from engine.events import REASONS, decode_click
 from engine.log import Epoch
+from engine.log.partitioning import partitions_of
 from engine.settings import Settings
 from engine.store.recovery import Bounds, Recovery
 from engine.store.windows import LoggedClick, PartitionStore
 from engine.streams.batches import ClickBatch, KafkaRecord
 from engine.streams.checkpointing import Checkpointer, header_of
 from engine.streams.dead_letters import DeadLetters, Rejected
-from engine.streams.partitioning import partitions_of
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")

@@ -17,6 +17,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Transport
 from faust.types import ConsumerMessage
 
 from engine.errors import LogError
+from engine.log.partitioning import partition_of
 from engine.settings import Settings
 from engine.streams.batches import (
     AIOKAFKA_VERSION,
@@ -25,7 +26,6 @@ from engine.streams.batches import (
     _BatchConsumer,
     worker_id,
 )
-from engine.streams.partitioning import partition_of
 
 MOVED = "engine/streams/batches.py was written against this; read what changed, adapt it, then this test"
 

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from engine.errors import LogError, StoreFormatError, StoreNotWritten
 from engine.events import ClickEvent, encode_click
 from engine.log import Epoch, Message, Position, Publisher
+from engine.log.partitioning import partition_of
 from engine.settings import Settings
 from engine.store.header import StoreHeader
 from engine.store.recovery import Bounds
@@ -21,7 +22,6 @@ from engine.store.windows import PartitionStore
 from engine.streams.batches import ClickBatch
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
-from engine.streams.partitioning import partition_of
 from tests.builders import NOON_MS, make_click
 
 EPOCH = Epoch(cluster_id="c", topic_id="t", partitions=4)

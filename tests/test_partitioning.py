@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.streams.partitioning import SMALL_GROUP, partition_of, partitions_of
+from engine.log.partitioning import SMALL_GROUP, partition_of, partitions_of
 
 
 @given(keys=st.lists(st.binary(max_size=70), max_size=60), partitions=st.integers(1, 2**31 - 1))
