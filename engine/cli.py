@@ -282,6 +282,19 @@ def audit(
     raise typer.Exit(0 if report.ok else 1)
 
 
+@app.command()
+def erase(user_id: Annotated[str, typer.Argument(help="Whom to forget.")]) -> None:
+    """Forget a user: all clicks logged so far are ignored from now on, by everything that reads the log."""
+    from engine.erasures import erase_user_now
+    from engine.serving.queries import AN_ID, is_id
+
+    settings = _on_cluster("erase")
+    if not is_id(user_id):
+        raise ConfigError("USER_ID", got=user_id, expected=AN_ID)
+    erasure = erase_user_now(user_id, settings)
+    _show(f"clicks of partition {erasure.partition} up to offset {erasure.offset} are ignored for this user")
+
+
 @dead_letters.command("list")
 def list_letters(
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 100,

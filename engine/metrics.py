@@ -18,7 +18,7 @@ FRESHNESS_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1
 STAGE_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
 CLICKS = Counter("mindstream_clicks_total", "Clicks taken from the log, by what became of them.", ["outcome"])
-for _outcome in ("applied", "redelivered", "rejected"):
+for _outcome in ("applied", "redelivered", "rejected", "erased"):
     CLICKS.labels(_outcome)
 REJECTED = Counter("mindstream_rejected_total", "Messages sent to the dead letters, by reason.", ["reason"])
 TOMBSTONES = Counter("mindstream_tombstones_ignored_total", "Records of `clicks` with no value; they erase nothing.")
@@ -71,6 +71,9 @@ CHECKPOINT_LAG = Gauge(
 
 MODEL_INFO = Gauge("mindstream_model_info", "1 for the model version in service.", ["version"])
 MODEL_AGE = Gauge("mindstream_model_trained_timestamp_seconds", "When the version in service was made, Unix time.")
+USERS_ERASED = Counter("mindstream_users_erased_total", "Erasures that were carried out in a partition store.")
+ERASURES_REFUSED = Counter("mindstream_erasures_refused_total", "Records of `erasures` that are none.")
+
 SWAPS = Counter("mindstream_swaps_total", "Model versions announced, by what became of them.", ["outcome"])
 for _outcome in ("swapped", "refused"):
     SWAPS.labels(_outcome)

@@ -218,7 +218,13 @@ class ListMaker:
         last_activity_ms = behavior.window.newest_ms or 0
         known = sum(click.item_id in self._known_items for click in behavior.standing)
         return Outcome(
-            Refreshed(behavior.user_id, last_activity_ms, self.snapshot.activation, is_published=made is not None),
+            Refreshed(
+                behavior.user_id,
+                last_activity_ms,
+                self.snapshot.activation,
+                is_published=made is not None,
+                has_window=bool(behavior.window.clicks),
+            ),
             made,
             unknown_clicks=len(behavior.window) - known,
         )

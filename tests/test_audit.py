@@ -284,6 +284,16 @@ def test_letters_of_other_topics_and_odd_keys_are_passed_over():
     assert list(read_letters(entries, topic="clicks")) == [Letter(2, 17, 5), Letter(0, 3, 5)]
 
 
+def test_a_letter_without_a_value_was_taken_off_and_the_last_record_of_a_key_counts():
+    values = [b"{}", None, b"{}", b"{}"]
+    keys = [b"e:clicks:0:1", b"e:clicks:0:1", b"e:clicks:0:2", b"e:clicks:0:2"]
+    entries = [
+        Entry(0, offset, 5 + offset, key, value) for offset, (key, value) in enumerate(zip(keys, values, strict=True))
+    ]
+
+    assert list(read_letters(entries, topic="clicks")) == [Letter(0, 1, 6, is_taken_off=True), Letter(0, 2, 8)]
+
+
 @pytest.mark.parametrize("text", ["[1]\n", "{}\n", "no json\n", '{"user_id": "u"}\n'])
 def test_file_that_is_no_dump_is_refused_with_its_line(tmp_path: Path, text: str):
     path = tmp_path / "windows.jsonl"

@@ -194,8 +194,10 @@ def test_a_dead_letter_of_an_erased_user_is_named_and_its_absence_is_not():
         entries, [], [Letter(0, 0, NOON_MS + 60_000)], RULES, ends={0: 1}, erasures=GONE, now_ms=NOON_MS
     )
     without = compare(entries, [], [], RULES, ends={0: 1}, erasures=GONE, now_ms=NOON_MS)
+    letter = Letter(0, 0, NOON_MS + 60_000, is_taken_off=True)
+    taken_off = compare(entries, [], [letter], RULES, ends={0: 1}, erasures=GONE, now_ms=NOON_MS)
 
-    assert (kinds(with_letter), kinds(without)) == (["erased_back"], [])
+    assert (kinds(with_letter), kinds(without), kinds(taken_off)) == (["erased_back"], [], [])
 
 
 def test_a_user_erased_while_the_audit_began_may_be_there_or_gone():
@@ -212,7 +214,18 @@ def test_the_greatest_offset_of_a_partition_counts_and_odd_records_erase_nothing
     odd: list[Any] = [{"user_id": "ann"}, {**good[0], "offset": True}, {**good[0], "user_id": 5}, [], "text", None]
     values = [json.dumps(value).encode() for value in [*good, *odd]] + [b"{", b"\xff", None]
 
-    assert read_erasures(Entry(0, n, NOON_MS, b"ann", value) for n, value in enumerate(values)) == {"ann": {0: 9}}
+    entries = [Entry(0, n, NOON_MS, b"ann", value) for n, value in enumerate(values)]
+
+    assert read_erasures(entries, None) == {"ann": {0: 9}}
+
+
+def test_an_erasure_of_another_life_of_the_log_erases_nothing_of_this_one():
+    named = [{"user_id": user, "partition": 0, "offset": 3, "epoch": epoch} for user, epoch in (("a", "x"), ("b", "y"))]
+    plain = {"user_id": "c", "partition": 0, "offset": 3}
+    entries = [Entry(0, n, NOON_MS, b"k", json.dumps(value).encode()) for n, value in enumerate([*named, plain])]
+
+    assert read_erasures(entries, "x") == {"a": {0: 3}, "c": {0: 3}}
+    assert set(read_erasures(entries, None)) == {"a", "b", "c"}
 
 
 def test_every_user_of_these_tests_is_in_partition_0():

@@ -32,6 +32,7 @@ COMMANDS = [
     "models",
     "windows",
     "checkpoints",
+    "erase",
     "dead-letters",
     "data",
 ]

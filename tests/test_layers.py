@@ -21,6 +21,7 @@ ENGINE_CORE = {
     "engine.microbatch",
     "engine.adhoc",
     "engine.pulse",
+    "engine.erasures",
 }
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
@@ -29,6 +30,7 @@ MAY_IMPORT = {
     "engine.log": LEAVES | {"engine.log"},
     "engine.pulse": {"engine.errors"},
     "engine.catalog": LEAVES | {"engine.log"},
+    "engine.erasures": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.microbatch": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.adhoc": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},

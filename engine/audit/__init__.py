@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.audit.book import Erasures, Letter, compare
+from engine.audit.lists import epoch_of
 from engine.audit.messages import Entry, Rules, partition_of, read_click
 from engine.audit.records import Topic, read_dump, read_erasures, read_letters
 from engine.audit.report import AuditReport, Difference, Namer
@@ -54,10 +55,11 @@ def audit(
         SourceError: the dump can't be read.
     """
     ends_before_dump = Topic(settings, "clicks").ends
-    erased_before_dump = read_erasures(Topic(settings, "erasures").entries())
+    erased_before_dump = list(Topic(settings, "erasures").entries())
     claims = list(read_dump(windows))
+    epoch = next((epoch_of(claim["log"]) for claim in claims if "log" in claim), None)
     lists = Topic(settings, "recall-lists")  # after the dump, so that every list it speaks of is there,
-    until = read_erasures(Topic(settings, "erasures").entries())
+    until = read_erasures(Topic(settings, "erasures").entries(), epoch)
     clicks, letters = Topic(settings, "clicks"), Topic(settings, "clicks.dead-letters")  # and every click of a list
     clicks.refuse_a_cut_log()
     rules = Rules(
@@ -72,7 +74,7 @@ def audit(
         read_letters(letters.entries(), topic=settings.topic("clicks")),
         rules,
         lists=lists.entries(),
-        erasures=Erasures(until, _unsettled(erased_before_dump, until)),
+        erasures=Erasures(until, _unsettled(read_erasures(erased_before_dump, epoch), until)),
         namer=Namer(settings.log_salt.get_secret_value().encode(), show_ids),
         ends=clicks.ends,
         through={partition: end - 1 for partition, end in ends_before_dump.items()},

@@ -26,6 +26,8 @@ class Letter(NamedTuple):
     partition: int
     offset: int
     timestamp_ms: int
+    is_taken_off: bool = False
+    """True where what is left of the letter says that it is gone."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class _Book:
         now_ms: int,
     ) -> None:
         self._rules, self._ends, self._namer, self._now_ms = rules, ends, namer, now_ms
-        self._letters = {(letter.partition, letter.offset): letter.timestamp_ms for letter in letters}
+        self._letters = {(letter.partition, letter.offset): letter for letter in letters}
         self._letters_found = self._letters_expired = 0
         self._counts = {partition: Counter(dict.fromkeys(CLASSES, 0)) for partition in ends}
         self._clicks: dict[str, dict[Order, tuple[int, Click]]] = {}
@@ -143,7 +145,7 @@ class _Book:
             if is_applied and not is_erased:
                 counts["rejected"] += 1
                 self._expect_letter(entry, str(refusal))
-            elif is_erased:
+            elif is_erased and not self._is_taken_off(entry):
                 self._expect_no_letter(entry, is_applied=is_applied, kind="erased_back")
         else:
             self._expect_no_letter(entry, is_applied=is_applied)
@@ -178,8 +180,12 @@ class _Book:
         )
 
     def _has_letter(self, entry: Entry) -> bool:
-        written_ms = self._letters.get((entry.partition, entry.offset))
-        return written_ms is not None and written_ms >= entry.timestamp_ms - CLOCK_SKEW_MS
+        letter = self._letters.get((entry.partition, entry.offset))
+        return letter is not None and letter.timestamp_ms >= entry.timestamp_ms - CLOCK_SKEW_MS
+
+    def _is_taken_off(self, entry: Entry) -> bool:
+        letter = self._letters.get((entry.partition, entry.offset))
+        return letter is not None and letter.is_taken_off
 
     def _expect_letter(self, entry: Entry, reason: str) -> None:
         if self._has_letter(entry):

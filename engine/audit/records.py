@@ -99,21 +99,33 @@ def _unreadable(topic: str, problem: str) -> LogError:
 
 
 def read_letters(entries: Iterable[Entry], *, topic: str) -> Iterator[Letter]:
-    """Yield where each dead letter's message came from, of those that came from *topic*."""
+    """Yield where each dead letter's message came from, of those that came from *topic*; the last record of a key.
+
+    A letter that was taken off, by a redrive or an erasure, is one without a value.
+    """
+    last: dict[bytes, Entry] = {}
     for entry in entries:
-        parts = (entry.key or b"").decode("utf-8", "replace").rsplit(":", 3)
+        last[entry.key or b""] = entry
+    for key, entry in last.items():
+        parts = key.decode("utf-8", "replace").rsplit(":", 3)
         if len(parts) == 4 and parts[1] == topic and parts[2].isdecimal() and parts[3].isdecimal():
-            yield Letter(int(parts[2]), int(parts[3]), entry.timestamp_ms)
+            yield Letter(int(parts[2]), int(parts[3]), entry.timestamp_ms, is_taken_off=entry.value is None)
 
 
-def read_erasures(entries: Iterable[Entry]) -> dict[str, dict[int, int]]:
-    """Return by user and partition the last offset whose clicks are erased; what can't be read erases nothing."""
+def read_erasures(entries: Iterable[Entry], epoch: str | None) -> dict[str, dict[int, int]]:
+    """Return by user and partition the last offset whose clicks are erased; what can't be read erases nothing.
+
+    Where *epoch*, the life of `clicks`, is known, the erasures of another one are left out.
+    """
     erased: dict[str, dict[int, int]] = {}
     for entry in entries:
         try:
             content = json.loads(entry.value or b"")
             user_id, partition, offset = content["user_id"], content["partition"], content["offset"]
-        except (ValueError, TypeError, KeyError):
+            is_other = epoch is not None and content.get("epoch", epoch) != epoch
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if is_other:
             continue
         if isinstance(user_id, str) and type(partition) is int and type(offset) is int:
             until = erased.setdefault(user_id, {})

@@ -12,6 +12,7 @@ from engine.log.connection import wait_for_broker
 from engine.log.epoch import end_offsets, topic_epoch
 from engine.log.follower import Follower
 from engine.log.publisher import Publisher
+from engine.log.ranges import read_range
 from engine.log.records import Epoch, Message, Position, Record
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Record",
     "check_access",
     "end_offsets",
+    "read_range",
     "topic_epoch",
     "wait_for_broker",
 ]

@@ -61,6 +61,7 @@ def create_app(service: QueryService) -> FastAPI:
         ("/v1/users/{user_id}/recall", "GET", routes.recall, openapi.RECALL),
         ("/v1/users/{user_id}/window", "GET", routes.window, openapi.WINDOW),
         ("/v1/users/{user_id}/interests", "GET", routes.interests, openapi.INTERESTS),
+        ("/v1/users/{user_id}", "DELETE", routes.erase_user, openapi.ERASE_USER),
         ("/v1/recall", "POST", routes.recall_ad_hoc, openapi.RECALL_AD_HOC),
         ("/v1/recall:batch", "POST", routes.recall_batch, openapi.RECALL_BATCH),
         ("/v1/clicks", "POST", routes.post_clicks, openapi.POST_CLICKS),
@@ -158,6 +159,14 @@ class Routes:
         item_id = _path_id(request, "item_id")
         [position] = await self._service.publish([intake.removal(item_id, self._settings)], what="removal")
         return json_response({"item_id": item_id, "removed": True, **_place(position)})
+
+    async def erase_user(self, request: Request) -> Response:
+        """Log that everything a user has clicked so far is to be forgotten."""
+        user_id = _path_id(request, "user_id")
+        queries.no_parameters(request.scope["query_string"])
+        erasure = await self._service.erase(user_id)
+        content = {"user_id": user_id, "partition": erasure.partition, "offset": erasure.offset}
+        return json_response(content, status=202)
 
     async def status(self, request: Request) -> Response:
         """Answer the figures that the page draws."""

@@ -138,6 +138,7 @@ class Description:
     parameters: tuple[dict[str, Any], ...] = ()
     body: dict[str, Any] | None = None
     media_type: str = field(default="application/json")
+    status: int = 200
 
 
 def described(route: Description) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def described(route: Description) -> dict[str, Any]:
     if route.body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": route.body}}}
     responses: dict[int | str, dict[str, Any]] = {
-        200: {"description": "done", "content": {route.media_type: {"schema": route.answer}}}
+        route.status: {"description": "done", "content": {route.media_type: {"schema": route.answer}}}
     }
     for status in route.errors:
         responses[status] = {
@@ -281,6 +282,26 @@ DELETE_ITEM = Description(
     {**_POSITION, "properties": {"item_id": _ID, "removed": {"type": "boolean"}, **_POSITION["properties"]}},  # type: ignore[dict-item]
     errors=(400, 401, 503),
     parameters=(_path("item_id"),),
+)
+ERASE_USER = Description(
+    "erase_user",
+    "Forget a user: every click logged so far is ignored from now on; asking again does no harm",
+    {
+        "type": "object",
+        "required": ["user_id", "partition", "offset"],
+        "properties": {
+            "user_id": _ID,
+            "partition": {"type": "integer"},
+            "offset": {
+                "type": "integer",
+                "minimum": -1,
+                "description": "the last offset of that partition of `clicks` that is ignored for this user",
+            },
+        },
+    },
+    errors=(400, 401, 503),
+    parameters=(_path("user_id"),),
+    status=202,
 )
 STATUS = Description("status", "The figures that the page draws", {"type": "object"}, errors=(401,))
 LIVE = Description("live", "Whether the process runs; needs no token", {"type": "object"})

@@ -18,9 +18,11 @@ import structlog
 
 from engine import metrics
 from engine.catalog import Catalog
+from engine.erasures import Erasure, Erasures, erase_user
 from engine.errors import LogError
 from engine.hotswap import HotSwap
-from engine.log import Message, Position, Publisher, end_offsets, topic_epoch, wait_for_broker
+from engine.log import Epoch, Message, Position, Publisher, end_offsets, topic_epoch, wait_for_broker
+from engine.logs import user_tag
 from engine.serving import refusals
 from engine.serving.arrivals import Arrivals
 from engine.serving.follow import TOPIC, ListFollower
@@ -101,6 +103,27 @@ class QueryService:
             log.warning("publish_failed", what=what, messages=len(messages), error=str(error))
             raise refusals.log_unavailable(what) from error
 
+    async def erase(self, user_id: str) -> Erasure:
+        """Write that all that *user_id* has clicked so far is to be ignored, and return it once it is acknowledged.
+
+        Raises:
+            Refusal: the log can't be reached, or was not reached yet.
+        """
+        if self._follower is None:
+            raise refusals.store_opening()
+
+        async def send(message: Message) -> None:
+            await self.publish([message], what="erasure")
+
+        try:
+            async with asyncio.timeout(PUBLISH_WITHIN_S):
+                erasure = await erase_user(user_id, self.settings, send)
+        except (LogError, TimeoutError) as error:
+            log.warning("erasure_not_placed", error=str(error))
+            raise refusals.log_unavailable("erasure") from error
+        log.info("erasure_logged", user=user_tag(self.settings, user_id), partition=erasure.partition)
+        return erasure
+
     def problems(self) -> dict[str, str]:
         """Return each part that keeps the service from being ready, with what it waits for; empty when ready."""
         found = {}
@@ -152,9 +175,15 @@ class QueryService:
         }
 
     async def _run(self) -> None:
-        epoch = await self._connect()
+        lists, clicks = await self._connect()
+        erasures = Erasures(self.settings, clicks.text)
+        self._stack.push_async_callback(erasures.stop)
+        await erasures.start()
+        await erasures.wait_until_read()  # no list of an erased user is shown meanwhile: there is no store yet
         path = self.settings.data_dir / "serve" / "lists"
-        self.lists = await asyncio.to_thread(ListStore.open, path, topic=epoch, now_ms=wall_ms())
+        self.lists = await asyncio.to_thread(
+            ListStore.open, path, topic=lists.text, now_ms=wall_ms(), is_hidden=erasures.hides
+        )
         follower = ListFollower(self.settings, self.lists, self.freshness, self.arrivals, now_ms=wall_ms)
         for part in (follower, self.catalog, self._hot_swap):
             self._stack.push_async_callback(part.stop)
@@ -162,20 +191,22 @@ class QueryService:
         self._follower = follower
         log.info("query_service_follows", lists=self.lists.count, topic=self.settings.topic(TOPIC))
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(erasures.wait())
             tasks.create_task(follower.wait())
             tasks.create_task(self.catalog.wait())
             tasks.create_task(self._hot_swap.wait())
             tasks.create_task(self._watch_traffic())
 
-    async def _connect(self) -> str:
-        """Connect the publisher, and return what names the topic that the lists come from, as soon as Kafka answers."""
+    async def _connect(self) -> tuple[Epoch, Epoch]:
+        """Connect the publisher, and return the epochs of `recall-lists` and `clicks`, as soon as Kafka answers."""
         self._stack.push_async_callback(self._publisher.stop)
         while True:
             try:
                 await wait_for_broker(self.settings, 5.0)
-                epoch = await topic_epoch(self.settings, TOPIC)
+                lists, clicks = await topic_epoch(self.settings, TOPIC), await topic_epoch(self.settings, "clicks")
+                await topic_epoch(self.settings, "erasures")  # whoever follows a missing topic waits for ever
                 await self._publisher.start()
-                return epoch.text
+                return lists, clicks
             except LogError as error:
                 if str(error) != self._connecting:
                     log.warning("broker_not_reached", error=str(error))

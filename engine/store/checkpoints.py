@@ -64,6 +64,8 @@ class Checkpoint:
     files: tuple[CheckpointFile, ...]
     path: str
     """Where the manifest is."""
+    erasures_done: int = -1
+    """Place on the topic `erasures` up to which users were erased from it."""
 
     @property
     def size(self) -> int:
@@ -176,8 +178,17 @@ class Checkpoints:
 
     # --- writing
 
-    def write(self, folder: Path, header: StoreHeader, *, applied_offset: int, created_at_ms: int) -> Checkpoint:
+    def write(
+        self, folder: Path, header: StoreHeader, *, applied_offset: int, created_at_ms: int, erasures_done: int = -1
+    ) -> Checkpoint:
         """Send the files in *folder*, a copy of a store at *applied_offset*, then the manifest that names them.
+
+        Args:
+            folder: nothing but the copy.
+            header: what the store was made for.
+            applied_offset: of the copy.
+            created_at_ms: wall time.
+            erasures_done: place on the topic `erasures` up to which users are erased from it.
 
         Raises:
             CheckpointsUnusable: the place can't be written, or *folder* not read.
@@ -193,7 +204,9 @@ class Checkpoints:
                 files.append(file)
             name = f"{applied_offset:020d}-{uuid.uuid4().hex[:12]}.json"
             path_of_manifest = f"{place}/manifests/{name}"
-            made = Checkpoint(applied_offset, created_at_ms, self._worker, tuple(files), path_of_manifest)
+            made = Checkpoint(
+                applied_offset, created_at_ms, self._worker, tuple(files), path_of_manifest, erasures_done
+            )
             manifest = folder.with_name(f"{folder.name}-{name}")
             try:
                 manifest.write_bytes(_encode(made, header))
@@ -202,8 +215,10 @@ class Checkpoints:
                 manifest.unlink(missing_ok=True)
         return made
 
-    def prune(self, header: StoreHeader) -> int:
+    def prune(self, header: StoreHeader, *, erasures_done: int = -1) -> int:
         """Delete the surplus checkpoints of *header*'s partition, then long unnamed files; return how many of those.
+
+        Checkpoints in which users still are that erasures up to *erasures_done* erased are surplus, however new.
 
         Raises:
             CheckpointsUnusable: the place can't be read or written.
@@ -211,8 +226,10 @@ class Checkpoints:
         place, now_s = self._place(header), self._clock_s()
         kept = self.find(header)
         with self._usable():
-            for surplus in kept[self._keep :]:
-                self._remove(surplus.path)
+            wanted = [checkpoint for checkpoint in kept if checkpoint.erasures_done >= erasures_done][: self._keep]
+            for surplus in kept:
+                if surplus not in wanted:
+                    self._remove(surplus.path)
             named = {file.sha256 for checkpoint in kept for file in checkpoint.files}
             unnamed = {f"{place}/files/{name}" for name in self._sizes(f"{place}/files") if name not in named}
             for path in [
@@ -295,10 +312,19 @@ class _Manifest(msgspec.Struct, frozen=True):
     created_at_ms: int
     worker: str
     files: tuple[CheckpointFile, ...]
+    erasures_done: int = -1
 
 
 def _encode(made: Checkpoint, header: StoreHeader) -> bytes:
-    manifest = _Manifest(FORMAT, asdict(header), made.applied_offset, made.created_at_ms, made.worker, made.files)
+    manifest = _Manifest(
+        FORMAT,
+        asdict(header),
+        made.applied_offset,
+        made.created_at_ms,
+        made.worker,
+        made.files,
+        made.erasures_done,
+    )
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
@@ -313,7 +339,7 @@ def _decode(raw: bytes, header: StoreHeader, path: str) -> Checkpoint | None:
         raise ValueError("a file is named twice")
     if found.header != asdict(header):
         return None
-    return Checkpoint(found.applied_offset, found.created_at_ms, found.worker, found.files, path)
+    return Checkpoint(found.applied_offset, found.created_at_ms, found.worker, found.files, path, found.erasures_done)
 
 
 def _compare(checkpoint: Checkpoint, file: CheckpointFile, size: int, sha256: str) -> None:

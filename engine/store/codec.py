@@ -5,6 +5,7 @@ endian, so that bytes sort as numbers do.
 
     h                                           -> header, JSON: what the store was made for
     o                                           -> u64, the greatest applied offset
+    e                                           -> u64, place of the last erasure carried out; the topic's id
     w user 00 inverted-time inverted-identity   -> one click of a window
     p user 00 attribute                         -> one profile attribute and the click that set it
     d offset user                               -> a dirty mark: i64, when the log accepted the click at *offset*
@@ -31,6 +32,7 @@ FORMAT = 1
 """Format of the values below; stored in each of them and in the header."""
 HEADER_KEY = b"h"
 OFFSET_KEY = b"o"
+ERASED_KEY = b"e"
 CLICKS, PROFILES, MARKS, DERIVED = b"w", b"p", b"d", b"r"
 
 GREATEST_MS = 2**63 - 1
@@ -45,6 +47,8 @@ _MARK = struct.Struct(">Bq")  # format, accepted_at_ms
 _DERIVED = struct.Struct(">Bqqq")  # format, last_activity_ms, activation, window_offset
 _NO_TIME = -1
 NO_LIST = -1
+NO_ACTIVATION = -1
+"""Of a user whom no model version has refreshed since the erasure."""
 
 
 def user_prefix(kind: bytes, user: bytes) -> bytes:
@@ -65,6 +69,16 @@ def encode_offset(offset: int) -> bytes:
 def decode_offset(value: bytes) -> int:
     """Return the offset that `OFFSET_KEY` holds."""
     return int(_U64.unpack(value)[0])
+
+
+def encode_erased(place: int, topic_id: str) -> bytes:
+    """Return the value of `ERASED_KEY`."""
+    return _U64.pack(place) + topic_id.encode()
+
+
+def decode_erased(value: bytes) -> tuple[int, str]:
+    """Return the place on `erasures`, and the id of that topic, that `ERASED_KEY` holds."""
+    return int(_U64.unpack_from(value)[0]), value[8:].decode()
 
 
 def click_order(click: ClickEvent) -> bytes:

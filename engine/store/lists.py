@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -47,6 +47,10 @@ PARTITION = struct.Struct(">I")
 MEMTABLE_BYTES = 32 * 1024 * 1024
 
 log = structlog.get_logger()
+
+
+IsHidden = Callable[[bytes, bytes, int], bool]
+"""Of a user id, an epoch, both as bytes, and a window offset."""
 
 
 class ListRecord(Protocol):
@@ -102,21 +106,24 @@ class ListOrder:
 class ListStore:
     """All recall lists of one topic on disk; `get` may run in any thread while one thread applies."""
 
-    def __init__(self, database: Rdict, path: Path) -> None:
-        self._database, self._path = database, path
+    def __init__(self, database: Rdict, path: Path, is_hidden: IsHidden) -> None:
+        self._database, self._path, self._is_hidden = database, path, is_hidden
         self._lock = threading.Lock()
         self._versions: Counter[int] = Counter()
         for key, value in _scan(database, VERSION):
             self._versions[NUMBER.unpack(key[1:])[0]] = NUMBER.unpack(value)[0]
 
     @classmethod
-    def open(cls, path: Path, *, topic: str, now_ms: int) -> Self:
+    def open(
+        cls, path: Path, *, topic: str, now_ms: int, is_hidden: IsHidden = lambda _user, _epoch, _window_offset: False
+    ) -> Self:
         """Return the store at *path*, emptied first where it holds another topic's lists or was away too long.
 
         Args:
             path: the store's directory; made where it is missing.
             topic: what tells this topic from every other one, `engine.log.Epoch.text`.
             now_ms: wall time, to judge how long the store has been away.
+            is_hidden: whether a list of this user, made at this offset of this epoch, is not to be shown any more.
 
         Raises:
             StoreBusy: another process has it open.
@@ -139,7 +146,7 @@ class ListStore:
             path.mkdir(parents=True, exist_ok=True)
             database = _open(path)
         database[HEADER] = expected
-        return cls(database, path)
+        return cls(database, path, is_hidden)
 
     def apply(self, records: Sequence[ListRecord]) -> list[ListRecord]:
         """Take *records*, in log order, in one atomic write, and return those that moved their user's list forward.
@@ -158,12 +165,16 @@ class ListStore:
         return taken
 
     def get(self, user_id: str) -> bytes | None:
-        """Return the JSON of the user's recall list as it came from the log, or None."""
-        stored = self._database.get(LIST + user_id.encode())
+        """Return the JSON of the user's recall list as it came from the log; None without one, and of a hidden one."""
+        user = user_id.encode()
+        stored = self._database.get(LIST + user)
         if stored is None:
             return None
-        *_, epoch_length = ORDER.unpack_from(stored)
-        return bytes(stored[ORDER.size + epoch_length :])
+        window_offset, _, epoch_length = ORDER.unpack_from(stored)
+        start = ORDER.size + epoch_length
+        if self._is_hidden(user, stored[ORDER.size : start], window_offset):
+            return None
+        return bytes(stored[start:])
 
     def next_offsets(self) -> dict[int, int]:
         """Return by partition the offset of the first record that was not applied yet."""

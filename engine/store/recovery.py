@@ -133,6 +133,11 @@ class Recovery:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / SUSPECT).touch()
 
+    def forget_aside(self, header: StoreHeader) -> None:
+        """Delete the damaged store of *header*'s partition that was set aside: it may hold users who were erased."""
+        for place in self._aside.glob(f"{header.topic}-{header.partition}-[0-9]*"):
+            shutil.rmtree(place)
+
     # --- the store on this machine
 
     def _open_local(self, header: StoreHeader) -> PartitionStore | None:

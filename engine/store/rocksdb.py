@@ -6,7 +6,7 @@ A store is one directory, held by one process at a time; others may open it for 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rocksdict import (
@@ -105,6 +105,20 @@ def copy(db: Rdict, folder: Path) -> None:
         Checkpoint(db).create_checkpoint(str(folder))
     except Exception as error:  # rocksdict raises plain Exception for everything
         raise StoreNotWritten(folder, cause=str(error)) from error
+
+
+def compact(db: Rdict, ranges: Iterable[tuple[bytes, bytes]], *, path: object) -> None:
+    """Have the bytes of deleted keys in *ranges*, each from the first to before the second, leave the disk.
+
+    Raises:
+        StoreNotWritten: RocksDB can't write.
+    """
+    try:
+        db.flush()
+        for start, end in ranges:
+            db.compact_range(start, end)
+    except Exception as error:  # rocksdict raises plain Exception for everything
+        raise StoreNotWritten(path, cause=str(error)) from error
 
 
 def verify(path: Path) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -26,9 +26,9 @@ from rocksdict import Rdict, WriteBatch
 
 from engine.events import ClickEvent
 from engine.store import codec
-from engine.store.codec import CLICKS, DERIVED, NO_LIST, PROFILES, DerivedRow, ProfileValue
+from engine.store.codec import CLICKS, DERIVED, NO_ACTIVATION, NO_LIST, PROFILES, DerivedRow, ProfileValue
 from engine.store.header import StoreHeader, check_header
-from engine.store.rocksdb import close, copy, open_for_writing, read, write
+from engine.store.rocksdb import close, compact, copy, open_for_writing, read, scan_keys, write
 from engine.store.scans import (
     DirtyBatch,
     DirtyUser,
@@ -61,6 +61,8 @@ class Refreshed:
     activation: int
     is_published: bool
     """False where no list was due, or none could be made; an earlier one stays out then."""
+    has_window: bool = True
+    """False where nothing is left of the user, who was erased: with the empty list published, all is done."""
 
 
 class PartitionStore:
@@ -71,6 +73,8 @@ class PartitionStore:
         self._db, self._path = db, db.path()
         self._lock = threading.Lock()
         self._applied_offset = read_offset(db)
+        stored = read(db, codec.ERASED_KEY, path=self._path)
+        self._erased = (-1, "") if stored is None else codec.decode_erased(stored)
         self._pending = OrderedDict(read_marks(db.iter()))  # by the user, the oldest mark first
         self._refreshed: Counter[int] = Counter()  # users by the activation that refreshed them last
         self._lists: Counter[int] = Counter()  # of those the ones with a list
@@ -181,7 +185,14 @@ class PartitionStore:
                 put(codec.mark_key(offset, user), codec.encode_mark(known_at_ms))
         return marks
 
-    def _put_profiles(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> None:
+    def _put_profiles(
+        self,
+        batch: WriteBatch,
+        fresh: Sequence[LoggedClick],
+        *,
+        held_row: Callable[[bytes], ProfileValue | None] | None = None,
+    ) -> None:
+        held_row = held_row or self._read_profile_row
         rows: dict[bytes, ProfileValue] = {}
         for logged in fresh:
             click = logged.click
@@ -189,7 +200,7 @@ class PartitionStore:
             for name, value in (click.profile or {}).items():
                 key = prefix + name.encode()
                 offered = ProfileValue(click.clicked_at_ms, click.identity, value)
-                held = rows.get(key) or self._read_profile_row(key)
+                held = rows.get(key) or held_row(key)
                 if held is None or offered[:2] >= held[:2]:
                     rows[key] = offered
         for key, row in rows.items():
@@ -198,6 +209,78 @@ class PartitionStore:
     def _read_profile_row(self, key: bytes) -> ProfileValue | None:
         stored = read(self._db, key, path=self._path)
         return None if stored is None else codec.decode_profile(stored)
+
+    # --- erasures
+
+    @property
+    def erasures_done(self) -> int:
+        """Place on the topic `erasures` up to which they are carried out here; -1 before any."""
+        return self._erased[0]
+
+    def erased_through(self, topic_id: str) -> int:
+        """Return `erasures_done` for the topic of that id: of a topic made anew none is."""
+        place, of_topic = self._erased
+        return place if of_topic == topic_id else -1
+
+    def holds(self, user_id: str) -> bool:
+        """Return whether the store has a click of the user."""
+        prefix = _clicks_of(user_id)
+        return next(scan_keys(self._db.iter(), prefix, start=prefix), None) is not None
+
+    def erase(
+        self, until: Mapping[str, int], newer: Sequence[LoggedClick], *, topic_id: str = "", place: int = 0
+    ) -> None:
+        """Forget users in one write: clicks, profile and what came of the last refresh.
+
+        Each is marked dirty and counts as one with a list, so that an empty list takes the place of what is out. No
+        batch taken from the store may be out meanwhile.
+
+        Args:
+            until: by user id, the last offset of the log that is erased.
+            newer: all clicks of these users that the store has applied and that are not erased, in log order.
+            topic_id: id of the topic `erasures`.
+            place: of the last of these erasures on it.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write; the store stays as it was.
+        """
+        with self._lock:
+            assert not self._outstanding, "a refresh is under way"
+            batch, at = WriteBatch(raw_mode=True), max(self._applied_offset, 0)
+            row, marks, held = DerivedRow(0, NO_ACTIVATION, at), dict[str, DirtyUser](), list[DerivedRow | None]()
+            for user_id in until:
+                user = user_id.encode()
+                for kind in (CLICKS, PROFILES):
+                    batch.delete_range(codec.user_prefix(kind, user), codec.after_user(kind, user))
+                held.append(self._read_derived(user_id))
+                batch.put(DERIVED + user, codec.encode_derived(row))
+                if user_id not in self._pending:
+                    marks[user_id] = DirtyUser(user_id, None, (at,))
+                    batch.put(codec.mark_key(at, user), codec.encode_mark(None))
+            for logged in newer:
+                click = logged.click
+                batch.put(_clicks_of(click.user_id) + codec.click_order(click), codec.encode_click(click))
+            self._put_profiles(batch, [one for one in newer if one.click.profile], held_row=lambda _key: None)
+            batch.put(codec.ERASED_KEY, codec.encode_erased(place, topic_id))
+            write(self._db, batch, path=self._path)
+            for before in held:
+                self._count(before, -1)
+                self._count(row, +1)
+            self._pending.update(marks)
+            self._erased = place, topic_id
+
+    def compact(self, user_ids: Sequence[str]) -> None:
+        """Have what was deleted of these users leave the disk; a store that is closed is left alone.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write.
+        """
+        with self._copying:
+            if not self._is_closed:
+                users = [user_id.encode() for user_id in user_ids]
+                kinds = (CLICKS, PROFILES)
+                ranges = [(codec.user_prefix(k, user), codec.after_user(k, user)) for user in users for k in kinds]
+                compact(self._db, ranges, path=self._path)
 
     # --- refresh
 
@@ -257,7 +340,10 @@ class PartitionStore:
                 changes.delete_range(key, codec.after_user(CLICKS, user_id.encode()))
             rows = [self._derive(done, batch.applied_offset) for done in refreshed]
             for done, (_, row) in zip(refreshed, rows, strict=True):
-                changes.put(DERIVED + done.user_id.encode(), codec.encode_derived(row))
+                if row is None:
+                    changes.delete(DERIVED + done.user_id.encode())
+                else:
+                    changes.put(DERIVED + done.user_id.encode(), codec.encode_derived(row))
             write(self._db, changes, path=self._path)
             for held, row in rows:
                 self._count(held, -1)
@@ -266,9 +352,11 @@ class PartitionStore:
             if self._behind_activation is not None:
                 self._behind.extend(r.user_id for r in refreshed if r.activation < self._behind_activation)
 
-    def _derive(self, done: Refreshed, applied_offset: int) -> tuple[DerivedRow | None, DerivedRow]:
+    def _derive(self, done: Refreshed, applied_offset: int) -> tuple[DerivedRow | None, DerivedRow | None]:
         """Return the user's derived row and the one that takes its place; a list that was published stays out."""
         held = self._read_derived(done.user_id)
+        if done.is_published and not done.has_window:
+            return held, None
         listed_at = NO_LIST if held is None else held.window_offset
         window_offset = applied_offset if done.is_published else listed_at
         return held, DerivedRow(done.last_activity_ms, done.activation, window_offset)
@@ -330,3 +418,7 @@ class PartitionStore:
     def read_profile(self, user_id: str) -> dict[str, str | float]:
         """Return the user's whole profile as it is now."""
         return scan_profile(self._db.iter(), user_id)
+
+
+def _clicks_of(user_id: str) -> bytes:
+    return codec.user_prefix(CLICKS, user_id.encode())

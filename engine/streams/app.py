@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 
 from engine import metrics
 from engine.catalog import Catalog
+from engine.erasures import Erasures
 from engine.errors import ConfigError, DamagedStore, LogError, StoreBusy
 from engine.hotswap import HotSwap
 from engine.log import Admin, Publisher, topic_epoch, wait_for_broker
@@ -32,6 +33,7 @@ from engine.streams.checkpointing import Checkpointer
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
 from engine.streams.decompression import bound_decompression
+from engine.streams.erasing import Eraser
 from engine.streams.garbage import seldom_collect_garbage
 
 BROKER_WITHIN_S = 60.0
@@ -76,7 +78,7 @@ async def _run(settings: Settings) -> None:
     epoch = await topic_epoch(settings, "clicks")
     await _check_lists(settings, epoch.partitions)
     await _check_retention(settings)
-    for topic in ("items", "models", "clicks.dead-letters"):
+    for topic in ("items", "models", "erasures", "clicks.dead-letters"):
         await topic_epoch(settings, topic)  # whatever needs it would wait for a missing one
     bound_decompression()
     seldom_collect_garbage()
@@ -102,18 +104,35 @@ async def _run(settings: Settings) -> None:
         hotswap = HotSwap(settings, holder, on_swap=lambda _snapshot: refresh.notify())
         parts.push_async_callback(hotswap.stop)
         dead_letters = DeadLetters(settings, publisher, epoch.text)
+        erasures = Erasures(settings, epoch.text, on_change=lambda: ingest.erase())
         ingest = Ingest(
-            settings, epoch, dead_letters, refresh, on_failure=fail, recovery=recovery, checkpointer=checkpointer
+            settings,
+            epoch,
+            dead_letters,
+            refresh,
+            on_failure=fail,
+            recovery=recovery,
+            checkpointer=checkpointer,
+            eraser=Eraser(settings, erasures, dead_letters, recovery),
         )
         if checkpointer is not None:
             parts.push_async_callback(checkpointer.close)
         parts.push_async_callback(ingest.close)
         parts.push_async_callback(refresh.stop)
+        parts.push_async_callback(erasures.stop)
+        await erasures.start()
+        await erasures.wait_until_read()  # before any click is applied
         await refresh.start()
         faust_app = FaustApp(settings, ingest)
         parts.push_async_callback(_stop_faust, faust_app)
         log.info("engine_started", epoch=epoch.text, partitions=epoch.partitions, worker=faust_app.worker_id)
-        running = [_run_faust(faust_app), catalog.wait(), _follow_models(catalog, hotswap), pulse.keep()]
+        running = [
+            _run_faust(faust_app),
+            catalog.wait(),
+            erasures.wait(),
+            _follow_models(catalog, hotswap),
+            pulse.keep(),
+        ]
         if checkpointer is not None:
             running.append(checkpointer.keep(ingest.stores))
         await _first_failure(*running, failure)

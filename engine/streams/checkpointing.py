@@ -43,7 +43,8 @@ class Checkpointer:
         self._every_s, self._now_ms = settings.checkpoint_every_s, now_ms
         self._copies = settings.data_dir / "engine" / "copies"
         shutil.rmtree(self._copies, ignore_errors=True)
-        self._written: dict[int, int] = {}
+        self._written: dict[int, tuple[int, int]] = {}
+        """By partition: applied offset and erasures done of its last checkpoint."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     async def keep(self, stores: Callable[[], Mapping[int, PartitionStore]]) -> None:
@@ -72,12 +73,15 @@ class Checkpointer:
         await asyncio.to_thread(self._thread.shutdown)
 
     def _lag(self, store: PartitionStore) -> int:
-        return store.applied_offset - self._written.get(store.header.partition, -1)
+        return store.applied_offset - self._last(store)[0]
+
+    def _last(self, store: PartitionStore) -> tuple[int, int]:
+        return self._written.get(store.header.partition, (-1, -1))
 
     def _write(self, store: PartitionStore) -> None:
-        """Copy *store* and send the copy, if it has applied anything since its last checkpoint."""
-        header = store.header
-        if self._lag(store) <= 0:
+        """Copy *store* and send the copy, if it has applied or erased anything since its last checkpoint."""
+        header, erasures_done = store.header, store.erasures_done  # read first: the copy may have done more, not less
+        if self._lag(store) <= 0 and erasures_done <= self._last(store)[1]:
             return
         began_s = time.perf_counter()
         folder = self._copies / f"{header.topic}-{header.partition}"
@@ -87,9 +91,15 @@ class Checkpointer:
             applied_offset = store.copy_to(folder)
             if applied_offset < 0:
                 return
-            self.checkpoints.write(folder, header, applied_offset=applied_offset, created_at_ms=self._now_ms())
-            self._written[header.partition] = applied_offset
-            self.checkpoints.prune(header)
+            self.checkpoints.write(
+                folder,
+                header,
+                applied_offset=applied_offset,
+                created_at_ms=self._now_ms(),
+                erasures_done=erasures_done,
+            )
+            self._written[header.partition] = applied_offset, erasures_done
+            self.checkpoints.prune(header, erasures_done=erasures_done)
         except (StoreError, OSError) as error:
             metrics.CHECKPOINTS.labels("failed").inc()
             log.warning("checkpoint_failed", partition=header.partition, error=str(error))

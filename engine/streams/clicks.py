@@ -32,6 +32,7 @@ from engine.store.windows import LoggedClick, PartitionStore
 from engine.streams.batches import ClickBatch, KafkaRecord
 from engine.streams.checkpointing import Checkpointer, header_of
 from engine.streams.dead_letters import DeadLetters, Rejected
+from engine.streams.erasing import Eraser
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")
@@ -70,6 +71,7 @@ class Decoded:
     rejected: list[Rejected] = field(default_factory=list)
     tombstones: int = 0
     redelivered: int = 0
+    erased: int = 0
 
 
 class Ingest:
@@ -85,6 +87,7 @@ class Ingest:
         on_failure: Callable[[BaseException], None],
         recovery: Recovery | None = None,
         checkpointer: Checkpointer | None = None,
+        eraser: Eraser | None = None,
     ) -> None:
         """Prepare to take batches; nothing is opened before `start_positions`.
 
@@ -96,7 +99,9 @@ class Ingest:
             on_failure: called with a fault of ours; the engine must stop then, and nothing more is taken.
             recovery: opens the stores; None for one without checkpoints.
             checkpointer: copies the stores to where the next owner of a partition finds them; None for no copies.
+            eraser: has the stores forget users; None where nobody is ever erased.
         """
+        self._eraser = eraser
         self._recovery, self._checkpointer = recovery or Recovery(settings), checkpointer
         self._settings, self._epoch, self._refresh = settings, epoch, refresh
         self._dead_letters, self._on_failure = dead_letters, on_failure
@@ -147,6 +152,8 @@ class Ingest:
                     self._recovery.open, header_of(self._settings, self._epoch, partition), held
                 )
                 self._owned[partition] = OwnedPartition(partition, store, held.end)
+                if self._eraser is not None:
+                    await self._eraser.carry_out(store)
             positions = {
                 partition: self._recovery.next_offset(self._owned[partition].store, held)
                 for partition, held in bounds.items()
@@ -183,6 +190,23 @@ class Ingest:
     def stores(self) -> dict[int, PartitionStore]:
         """Return the open stores by their partitions."""
         return {number: owned.store for number, owned in self._owned.items()}
+
+    # --- erasures
+
+    async def erase(self) -> None:
+        """Have the stores forget the users erased since they last did; between two batches, and beside no refresh."""
+        if self._eraser is None:
+            return
+        try:
+            async with self._busy:
+                for owned in list(self._owned.values()):
+                    if self._eraser.is_due(owned.store):
+                        await self._refresh.remove_partition(owned.number)
+                        await self._eraser.carry_out(owned.store)
+                        if owned.is_live:
+                            self._refresh.add_partition(owned.number, owned.store)
+        except Exception as error:
+            self.fail(error)
 
     # --- batches
 
@@ -241,6 +265,7 @@ class Ingest:
     def _decode(self, batch: ClickBatch, applied_offset: int) -> Decoded:
         decoded = Decoded()
         good: list[KafkaRecord] = []
+        erased: Mapping[bytes, int] = {} if self._eraser is None else self._eraser.until(batch.partition)
         tolerance_ms, max_bytes = self._settings.future_tolerance_ms, self._settings.max_message_bytes
         for record in batch.records:
             offset, value = record.offset, record.value
@@ -248,6 +273,8 @@ class Ingest:
                 decoded.redelivered += 1
             elif value is None:
                 decoded.tombstones += 1
+            elif erased and offset <= erased.get(record.key or b"", -1):
+                decoded.erased += 1
             else:
                 recorded_at_ms = record.timestamp
                 try:
@@ -307,6 +334,7 @@ def _count(decoded: Decoded) -> None:
     metrics.CLICKS.labels("applied").inc(len(decoded.clicks))
     metrics.CLICKS.labels("redelivered").inc(decoded.redelivered)
     metrics.CLICKS.labels("rejected").inc(len(decoded.rejected))
+    metrics.CLICKS.labels("erased").inc(decoded.erased)
     metrics.TOMBSTONES.inc(decoded.tombstones)
     for reason, count in Counter(rejected.error.reason for rejected in decoded.rejected).items():
         metrics.REJECTED.labels(reason).inc(count)

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,35 @@ class DeadLetters:
 
     def __init__(self, settings: Settings, publisher: Publisher, epoch: str) -> None:
         self._topic, self._clicks = settings.topic(TOPIC), settings.topic("clicks")
-        self._publisher, self._epoch = publisher, epoch
+        self._settings, self._publisher, self._epoch = settings, publisher, epoch
 
     async def send(self, rejected: Sequence[Rejected]) -> None:
         """Write *rejected* and return once they are acknowledged, however long that takes: nothing is ever dropped."""
         letters = [self._letter(one) for one in rejected]
         for start in range(0, len(letters), SEND_AT_ONCE):
             await self._send_surely(letters[start : start + SEND_AT_ONCE])
+
+    async def take_off(self, until: Mapping[str, int], partition: int) -> int:
+        """Take the letters off whose messages are of erased users, and return how many there were.
+
+        Args:
+            until: by user id, the last offset of *partition* that is erased.
+            partition: of `clicks`.
+
+        Raises:
+            LogError: the letters can't be read.
+        """
+
+        def is_erased(letter: Mapping[str, Any]) -> bool:
+            place = letter.get("topic"), letter.get("partition")
+            return place == (self._clicks, partition) and letter["offset"] <= until.get(_user_of(letter), -1)
+
+        of_epoch = f"{self._epoch}:".encode()
+        letters = await _read_all(self._settings)
+        doomed = [key for key, letter in letters.items() if key.startswith(of_epoch) and is_erased(letter)]
+        for start in range(0, len(doomed), SEND_AT_ONCE):
+            await self._send_surely([Message(self._topic, None, key) for key in doomed[start : start + SEND_AT_ONCE]])
+        return len(doomed)
 
     async def _send_surely(self, letters: Sequence[Message]) -> None:
         pause_s, longest_s = BACK_OFF_S
@@ -109,9 +131,31 @@ def _original(settings: Settings, letter: dict[str, Any]) -> Message:
     return Message(settings.topic("clicks"), _unpacked(letter, "value"), _unpacked(letter, "key"))
 
 
-def _unpacked(letter: dict[str, Any], name: str) -> bytes | None:
+def _unpacked(letter: Mapping[str, Any], name: str) -> bytes | None:
     content: str | None = letter[name]
     return None if content is None else base64.b64decode(content)
+
+
+def _read_letter(value: bytes | None) -> dict[str, Any] | None:
+    """Return the letter; None where it was taken off, or where something else was written to the topic."""
+    try:
+        letter = json.loads(value or b"")
+        if type(letter["offset"]) is int and {"reason", "topic", "partition", "recorded_at_ms", "key"} <= letter.keys():
+            return dict(letter)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def _user_of(letter: Mapping[str, Any]) -> str:
+    """Return whose message it was: its key says so, and where it has none perhaps the value."""
+    key = _unpacked(letter, "key")
+    if key is not None:
+        return key.decode(errors="replace")
+    try:
+        return str(json.loads(_unpacked(letter, "value") or b"")["user_id"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
 
 
 def list_dead_letters(settings: Settings, limit: int = 100) -> Iterator[dict[str, Any]]:
@@ -165,10 +209,12 @@ async def _read_all(settings: Settings) -> dict[bytes, dict[str, Any]]:
 
     async def apply(records: Sequence[Record]) -> None:
         for record in records:
-            if record.key is not None and record.value is not None:
-                letters[record.key] = json.loads(record.value)
-            elif record.key is not None:
-                letters.pop(record.key, None)
+            if record.key is None:
+                continue
+            letters.pop(record.key, None)
+            letter = _read_letter(record.value)
+            if letter is not None:
+                letters[record.key] = letter
 
     await wait_for_broker(settings, BROKER_WITHIN_S)
     await topic_epoch(settings, TOPIC)  # a follower would wait for a missing topic

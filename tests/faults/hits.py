@@ -76,6 +76,30 @@ def bring_back_an_old_disk(rig: Rig) -> bool:
     return hit and before == rig.applied()
 
 
+def erase_under_work(rig: Rig) -> bool:
+    """Users are erased while an engine works, which is killed; half the time its disk is then an older one."""
+    rig.send(ROUND_CLICKS)
+    disk, old = rig.settings.data_dir / "engine", rig.settings.data_dir / "old"
+    is_old = disk.exists() and rig.random.random() < 0.5
+    if is_old:
+        shutil.copytree(disk, old)
+    before, end = rig.applied(), rig.logged()
+    rig.erase(5)
+    engine = rig.start()
+    wait(lambda: rig.applied() > before, engine, what="work to begin", every_s=0.002)
+    hit = before < rig.applied() < end
+    rig.erase(10)
+    rig.send(ROUND_CLICKS // 4)
+    rig.erase(5)
+    time.sleep(rig.random.uniform(0.0, 1.0))
+    erased = engine.figures().get("mindstream_users_erased_total", 0.0)
+    engine.kill()
+    if is_old:
+        shutil.rmtree(disk)
+        old.rename(disk)
+    return hit and erased > 0
+
+
 def cut_the_wal(rig: Rig) -> bool:
     """`kill -9`, and the end of a write-ahead log is missing, as after a power cut."""
     hit = _kill_in_backlog(rig)
@@ -233,6 +257,7 @@ FAULTS: dict[str, Hit] = {
     "wiped-disk": wipe_the_disk,
     "wiped-disk-checkpoints": wipe_the_disk_beside_checkpoints,
     "old-disk": bring_back_an_old_disk,
+    "erasures": erase_under_work,
     "cut-wal": cut_the_wal,
     "corrupt-table": corrupt_a_table,
     "rebalances": storm_of_rebalances,

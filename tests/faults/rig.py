@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from engine.erasures import erase_user
 from engine.events import ClickEvent, encode_click
 from engine.log import Message, Publisher, end_offsets
 from engine.metrics import scrape
@@ -28,6 +29,8 @@ USERS = 2_000
 ITEMS = 400
 BAD_SHARE, AGAIN_SHARE = 0.002, 0.05
 WITHIN_S = 180.0
+ERASURES_HEARD_WITHIN_S = 2.0
+"""An engine has no figure for an erasure that it has not heard of yet."""
 
 
 class EngineProcess:
@@ -104,6 +107,7 @@ class Rig:
         self.sent = 0
         self._send_log = folder / "sent.jsonl"
         self._old: list[bytes] = []
+        self._erased_at_s = 0.0
         asyncio.run(create_topics(self.settings))
 
     # --- clicks and versions
@@ -120,7 +124,7 @@ class Rig:
 
     def _message(self, topic: str, now_ms: int) -> Message:
         draw = self.random.random()
-        user = f"u{int(USERS * self.random.random() ** 2)}"  # few users click often
+        user = self._draw_user()
         if draw < BAD_SHARE:
             return Message(topic, self.random.choice([b"}{", b"", b"\xff", b"[]"]), user.encode())
         if draw < BAD_SHARE + AGAIN_SHARE and self._old:
@@ -137,6 +141,24 @@ class Rig:
         if len(self._old) < 5_000:
             self._old.append(value)
         return Message(topic, value, user.encode())
+
+    def _draw_user(self) -> str:
+        return f"u{int(USERS * self.random.random() ** 2)}"  # few users click often
+
+    def erase(self, count: int) -> None:
+        """Erase *count* users that are drawn, those who click often among them."""
+
+        async def run() -> None:
+            publisher = Publisher(self.settings)
+            await publisher.start()
+            try:
+                for _ in range(count):
+                    await erase_user(self._draw_user(), self.settings, publisher.send)
+            finally:
+                await publisher.stop()
+
+        asyncio.run(run())
+        self._erased_at_s = time.monotonic()
 
     def train(self) -> None:
         """Publish a model, so that engines make lists."""
@@ -221,7 +243,8 @@ class Rig:
 
         def is_done() -> bool:
             figures = engine.figures()
-            return self._counts_as_done(figures) and self.applied() >= end
+            is_heard = time.monotonic() - self._erased_at_s > ERASURES_HEARD_WITHIN_S
+            return is_heard and self._counts_as_done(figures) and self.applied() >= end
 
         wait(is_done, engine, what="everything applied and refreshed")
         return time.monotonic() - began

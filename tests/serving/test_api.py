@@ -135,6 +135,7 @@ async def test_a_path_that_leads_nowhere_gets_404_in_the_one_shape(service: Quer
     [
         ("POST", "/v1/users/u1/recall", "GET"),
         ("DELETE", "/v1/users/u1/recall", "GET"),
+        ("GET", "/v1/users/u1", "DELETE"),
         ("TRACE", "/v1/users/u1/recall", "GET"),
         ("OPTIONS", "/v1/clicks", "POST"),
         ("GET", "/v1/clicks?_method=POST", "POST"),

@@ -79,6 +79,8 @@ LARGE = b"[" + b"1," * 600_000 + b"1]"
         ("PUT", "/v1/items/i1", "/v1/items/{item_id}", LARGE, 413),
         ("PUT", "/v1/items/i1", "/v1/items/{item_id}", b"{}", 503),
         ("DELETE", "/v1/items/i1", "/v1/items/{item_id}", None, 503),
+        ("DELETE", "/v1/users/u1?a=b", "/v1/users/{user_id}", None, 400),
+        ("DELETE", "/v1/users/u1", "/v1/users/{user_id}", None, 503),
         ("GET", "/health/ready", "/health/ready", None, 503),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
+from engine.erasures import Erasure
 from engine.events import ItemEvent
+from engine.log import topic_epoch
 from engine.serving.server import listen
 from engine.settings import Settings
 from tests.builders import NOON_MS
 from tests.conftest import free_port
-from tests.serving.live import LiveService, environment, json_of, prepare, serving
+from tests.serving.live import LiveService, environment, json_of, prepare, publish, serving
 from tests.serving.parts import make_list
 
 pytestmark = pytest.mark.kafka
@@ -103,6 +107,48 @@ def test_an_item_put_over_http_shows_its_title_until_it_is_deleted(live: LiveSer
     live.wait_until(lambda: titles() == [None], what="the removal")
 
     assert (put["item_id"], deleted["removed"]) == ("lamp/1", True)
+
+
+def test_an_erased_user_gets_nothing_personal_until_a_later_list(live: LiveService):
+    clicks = [{"user_id": "gone/1", "item_id": f"i{n}"} for n in range(3)]
+    places = json_of(httpx.post(live.address + "/v1/clicks", json=clicks))
+    epoch = asyncio.run(topic_epoch(live.settings, "clicks")).text
+    of_life = replace(make_list("gone/1", window_offset=places[-1]["offset"]), epoch=epoch)
+    live.publish_list(of_life)
+    live.wait_until(lambda: has_list(live, "gone%2F1"), what="the list")
+
+    erased = httpx.delete(live.address + "/v1/users/gone%2F1")
+    again = httpx.delete(live.address + "/v1/users/gone%2F1")
+    live.wait_until(lambda: not has_list(live, "gone%2F1"), what="the erasure")
+
+    assert (erased.status_code, again.status_code) == (202, 202)
+    assert erased.json() == {"user_id": "gone/1", **places[-1]}
+    assert live.get("/v1/users/gone%2F1/window").json()["window"] == []
+    live.publish_list(of_life)
+    live.publish_list(make_list("after-erasure"))
+    live.wait_until(lambda: has_list(live, "after-erasure"), what="the list sent again")
+    assert not has_list(live, "gone%2F1")
+    live.publish_list(replace(of_life, window_offset=places[-1]["offset"] + 1))
+    live.wait_until(lambda: has_list(live, "gone%2F1"), what="the later list")
+
+
+def test_a_service_that_starts_after_an_erasure_shows_nothing_of_it(broker: Settings, tmp_path: Path):
+    settings = make_settings(broker, tmp_path, "erased-")
+    prepare(settings)
+    epoch = asyncio.run(topic_epoch(settings, "clicks")).text
+    with serving(settings) as live:
+        live.wait_until(live.is_ready, what="ready")
+        [place] = json_of(httpx.post(live.address + "/v1/clicks", json={"user_id": "u", "item_id": "i"}))
+        live.publish_list(replace(make_list("u", window_offset=place["offset"]), epoch=epoch))
+        live.wait_until(lambda: has_list(live, "u"), what="the list")
+    erasure = Erasure("u", epoch, place["partition"], place["offset"])
+    asyncio.run(publish(settings, [erasure.to_message(settings)]))
+
+    with serving(settings) as live:
+        live.wait_until(lambda: live.get("/v1/users/u/recall").status_code != 503, what="an answer")
+        first = live.get("/v1/users/u/recall")
+
+    assert first.json()["source"] != "personal"
 
 
 def test_the_status_names_the_version_in_service_with_its_figures(live: LiveService):
