@@ -74,6 +74,16 @@ MODEL_AGE = Gauge("mindstream_model_trained_timestamp_seconds", "When the versio
 USERS_ERASED = Counter("mindstream_users_erased_total", "Erasures that were carried out in a partition store.")
 ERASURES_REFUSED = Counter("mindstream_erasures_refused_total", "Records of `erasures` that are none.")
 
+INDEX_DELTA = Gauge("mindstream_index_delta_items", "Items that are searched beside the index: new or changed since.")
+INDEX_REBUILDS = Counter(
+    "mindstream_index_rebuilds_total", "Indexes built again while serving, by outcome.", ["outcome"]
+)
+for _outcome in ("taken", "failed"):
+    INDEX_REBUILDS.labels(_outcome)
+ITEMS_WITHOUT_VECTOR = Gauge(
+    "mindstream_items_without_vector", "Items of the catalog that the version in service can't find by anything."
+)
+
 SWAPS = Counter("mindstream_swaps_total", "Model versions announced, by what became of them.", ["outcome"])
 for _outcome in ("swapped", "refused"):
     SWAPS.labels(_outcome)

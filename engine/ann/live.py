@@ -1,0 +1,236 @@
+"""An index whose items change: the version's index, and beside it what the catalog has added and changed since.
+
+An immutable base, either backend; an exact delta of new and changed items; and the base's rows that no longer count.
+Nothing is ever added to a graph, which hnswlib does not bear beside a search: at a bound a new base is built in the
+background, and taken over between two searches. Rows are stable: an item keeps its row for the life of the index.
+
+One thread at a time searches and changes it; only the building of a base runs beside. Once an item has changed, vectors
+are kept here as well as in the base: D * 4 bytes an item more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from engine import metrics
+from engine.ann.index import NO_ROW, ItemIndex, Rows, Vectors, check_interests, nothing_found, rank
+
+SPARE = 8
+"""The base is asked for so many more, and for more still, until what no longer counts shortens no answer."""
+GROWTH = 1.25
+
+log = structlog.get_logger()
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+class SearchableVectors(ItemIndex, Protocol):
+    """An index that shows the vectors it searches, as both backends do; for exact answers beside it."""
+
+    @property
+    def vectors(self) -> Vectors:
+        """(N, D) float32, not to be written to."""
+
+
+class _Built(NamedTuple):
+    """A new base, and the row of each of its own rows."""
+
+    base: SearchableVectors
+    rows: Rows
+
+
+class LiveIndex:
+    """Searches a catalog that changes; see `ItemIndex` for the contract."""
+
+    def __init__(
+        self, base: SearchableVectors, *, build: Callable[[Vectors], SearchableVectors], rebuild_at: int
+    ) -> None:
+        """Search *base*, whose rows are the first rows here.
+
+        Args:
+            base: the index of a model version; never changed.
+            build: makes a base of (N, D) float32 vectors; called in a background thread.
+            rebuild_at: items in the delta, or rows of the base that no longer count, at which one is built.
+        """
+        self._base, self._build, self._rebuild_at = base, build, rebuild_at
+        self._base_rows: Rows = np.arange(base.size, dtype=np.int64)
+        self._is_stale = np.zeros(base.size, dtype=np.bool_)
+        self._stale = 0
+        self._vectors = base.vectors
+        self._places: Rows = np.arange(base.size, dtype=np.int64)  # of each row in the base
+        self._is_absent = np.zeros(base.size, dtype=np.bool_)
+        self._row_count = base.size
+        self._delta: dict[int, None] = {}
+        self._delta_rows: Rows = np.empty(0, dtype=np.int64)
+        self._changed_since_build: set[int] | None = None
+        self._built: _Built | None = None
+        self._building: threading.Thread | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """D, the length of an item vector and of an interest."""
+        return int(self._vectors.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Items that a search can find."""
+        return self._base.size - self._stale + len(self._delta)
+
+    @property
+    def vectors(self) -> Vectors:
+        """(R, D) float32 by row, those of removed items too; not to be written to."""
+        return self._vectors[: self._row_count]
+
+    @property
+    def delta_size(self) -> int:
+        """Items that are searched beside the base."""
+        return len(self._delta)
+
+    def put(self, rows: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
+        """Make items findable by new vectors.
+
+        Args:
+            rows: (n,) int64, each once; an item that had none yet gets the next one.
+            vectors: (n, D) float32, finite.
+        """
+        at = np.asarray(rows, dtype=np.int64)
+        if not len(at):
+            return
+        self._reserve(max(self._row_count, int(at.max()) + 1))
+        self._vectors[at] = vectors
+        self._is_absent[at] = False
+        self._outdate(at)
+        self._delta.update(dict.fromkeys(at.tolist()))
+        self._note_delta()
+
+    def remove(self, rows: Iterable[int]) -> None:
+        """Make items be found no more, until they are put again."""
+        at = np.fromiter(rows, dtype=np.int64)
+        if not len(at):
+            return
+        self._reserve(self._row_count)
+        self._is_absent[at] = True
+        self._outdate(at)
+        for row in at.tolist():
+            self._delta.pop(row, None)
+        self._note_delta()
+
+    def search(self, interests: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """Return the *k* best of the items of now for each interest; see `ItemIndex.search`."""
+        queries, finite = check_interests(interests, self.dimensions)
+        rows, scores = self._search_base(queries, k)
+        if not len(self._delta_rows) or not len(queries):
+            return rows, scores
+        more = self._search_delta(queries, k)
+        rows, scores = np.concatenate([rows, more[0]], axis=1), np.concatenate([scores, more[1]], axis=1)
+        rows[~finite], scores[~finite] = NO_ROW, -np.inf
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
+        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+    def catch_up(self) -> None:
+        """Take over a base that is ready, and have one built where the bound is reached; between two searches."""
+        if self._built is not None:
+            self._take_over(self._built)
+        if self._changed_since_build is None and max(len(self._delta), self._stale) >= self._rebuild_at:
+            rows = np.flatnonzero(~self._is_absent[: self._row_count])
+            self._changed_since_build = set()
+            arguments = (rows, np.ascontiguousarray(self._vectors[rows]))
+            self._building = threading.Thread(target=self._build_base, args=arguments, name="index", daemon=True)
+            self._building.start()
+
+    def wait_for_build(self) -> None:
+        """Return once no base is being built."""
+        if self._building is not None:
+            self._building.join()
+
+    # --- the base, built beside
+
+    def _build_base(self, rows: Rows, vectors: Vectors) -> None:
+        try:
+            self._built = _Built(self._build(vectors), rows)
+        except Exception as error:
+            # What serves goes on serving; it is tried again, not with each search but at twice as many changes.
+            metrics.INDEX_REBUILDS.labels("failed").inc()
+            log.error("index_rebuild_failed", error=type(error).__name__, problem=str(error), items=len(rows))
+            self._rebuild_at *= 2
+            self._changed_since_build = None
+
+    def _take_over(self, built: _Built) -> None:
+        changed = self._changed_since_build or set()
+        self._built = self._changed_since_build = self._building = None
+        self._base, self._base_rows = built.base, built.rows
+        self._places[:] = NO_ROW
+        self._places[built.rows] = np.arange(len(built.rows))
+        self._is_stale, self._stale = np.zeros(len(built.rows), dtype=np.bool_), 0
+        self._outdate(np.fromiter(changed, dtype=np.int64, count=len(changed)))
+        self._delta = {row: None for row in self._delta if row in changed}
+        self._note_delta()
+        metrics.INDEX_REBUILDS.labels("taken").inc()
+        log.info("index_rebuilt", items=len(built.rows), changed_meanwhile=len(changed))
+
+    # --- changes
+
+    def _reserve(self, rows: int) -> None:
+        """Have arrays of our own that hold so many rows; the first change copies what was the base's."""
+        capacity = len(self._places)
+        if not self._vectors.flags.writeable or rows > capacity:
+            capacity = max(capacity, rows) if rows <= capacity else int(rows * GROWTH) + 1
+            self._vectors = _grown(self._vectors, capacity, np.float32(0.0))
+            self._places = _grown(self._places, capacity, np.int64(NO_ROW))
+            self._is_absent = _grown(self._is_absent, capacity, np.bool_(True))
+        self._row_count = max(self._row_count, rows)
+
+    def _outdate(self, rows: Rows) -> None:
+        places = self._places[rows]
+        self._is_stale[places[places != NO_ROW]] = True
+        self._stale = int(self._is_stale.sum())
+        changed = self._changed_since_build  # a build that fails takes it away
+        if changed is not None:
+            changed.update(rows.tolist())
+
+    def _note_delta(self) -> None:
+        self._delta_rows = np.fromiter(self._delta, dtype=np.int64, count=len(self._delta))
+
+    # --- searches
+
+    def _search_base(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
+        base, stale = self._base, self._stale
+        if not base.size or stale == base.size or not len(queries):
+            return nothing_found(len(queries), k)
+        if not stale:
+            places, scores = base.search(queries, k)
+            return np.where(places == NO_ROW, NO_ROW, self._base_rows[places]), scores
+        width = min(base.size, k + SPARE + 2 * k * stale // base.size)
+        enough = min(k, base.size - stale)
+        while True:
+            places, scores = base.search(queries, width)
+            gone = (places == NO_ROW) | self._is_stale[places]
+            if width >= min(base.size, k + stale) or ((~gone).sum(axis=1) >= enough).all():
+                break
+            width = min(base.size, 2 * width)
+        order = np.argsort(gone, axis=1, kind="stable")[:, :k]  # those that count first, in their order
+        rows = np.where(gone, NO_ROW, self._base_rows[places])
+        scores = np.where(gone, np.float32(-np.inf), scores)
+        found, best = nothing_found(len(queries), k)
+        found[:, : order.shape[1]] = np.take_along_axis(rows, order, axis=1)
+        best[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
+        return found, best
+
+    def _search_delta(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
+        rows, vectors = self._delta_rows, self._vectors[self._delta_rows]
+        places: Rows = np.broadcast_to(np.arange(len(rows)), (len(queries), len(rows)))
+        if len(rows) > k:
+            places = np.argpartition(-(queries @ vectors.T), k - 1, axis=1)[:, :k].astype(np.int64)
+        places, scores = rank(vectors, queries, places)
+        return rows[places], scores
+
+
+def _grown(values: npt.NDArray[Kind], capacity: int, filler: Kind) -> npt.NDArray[Kind]:
+    grown: npt.NDArray[Kind] = np.full((capacity, *values.shape[1:]), filler, dtype=values.dtype)
+    grown[: len(values)] = values
+    return grown

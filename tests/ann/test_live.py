@@ -1,0 +1,176 @@
+"""The live index finds what an exact index over the current items finds, whatever came before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+
+from engine.ann.exact import ExactIndex
+from engine.ann.hnsw import HnswIndex
+from engine.ann.index import Vectors
+from engine.ann.live import LiveIndex, SearchableVectors
+from engine.errors import DimensionMismatch
+
+D = 8
+BUILDERS = {"exact": ExactIndex, "hnsw": HnswIndex.build}
+
+
+def make_vectors(count: int, seed: int = 1) -> Vectors:
+    return np.random.default_rng(seed).normal(size=(count, D)).astype(np.float32)
+
+
+def make_live(
+    count: int, *, backend: str = "exact", rebuild_at: int = 1_000_000
+) -> tuple[LiveIndex, dict[int, Vectors]]:
+    vectors, build = make_vectors(count), BUILDERS[backend]
+    live = LiveIndex(build(vectors), build=build, rebuild_at=rebuild_at)
+    return live, dict(enumerate(vectors))
+
+
+def find(live: LiveIndex, query: Vectors, k: int) -> list[int]:
+    rows, scores = live.search(query[None], k)
+    assert rows.shape == scores.shape == (1, k)
+    assert (rows >= 0).tolist() == np.isfinite(scores).tolist()
+    return [row for row in rows[0].tolist() if row >= 0]
+
+
+def best(items: dict[int, Vectors], query: Vectors, k: int) -> list[int]:
+    scores = {row: np.einsum("d,d->", vector, query) for row, vector in items.items()}
+    return sorted(items, key=lambda row: (-scores[row], row))[:k]
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.sampled_from(["exact", "hnsw"]),
+    st.lists(st.tuples(st.sampled_from(["put", "remove", "catch up"]), st.integers(0, 19)), max_size=60),
+    st.integers(1, 30),
+)
+def test_any_changes_leave_what_an_exact_index_of_the_current_items_finds(
+    backend: str, changes: list[tuple[str, int]], k: int
+) -> None:
+    live, items = make_live(15, backend=backend, rebuild_at=6)
+    rows, query = 15, make_vectors(1, seed=77)[0]
+    for at, (change, number) in enumerate(changes):
+        if change == "put":
+            row = min(number, rows)
+            rows = max(rows, row + 1)
+            items[row] = make_vectors(1, seed=1_000 + at)[0]
+            live.put([row], items[row][None])
+        elif change == "remove":
+            row = min(number, rows - 1)
+            items.pop(row, None)
+            live.remove([row])
+        else:
+            live.catch_up()
+            live.wait_for_build()
+        assert find(live, query, k) == best(items, query, k)
+        assert live.size == len(items)
+    for row, vector in items.items():
+        assert live.vectors[row].tolist() == vector.tolist()
+
+
+def test_a_base_is_built_beside_and_taken_over_between_two_searches() -> None:
+    live, items = make_live(200, backend="hnsw", rebuild_at=50)
+    query, built = make_vectors(1, seed=3)[0], REGISTRY.get_sample_value("mindstream_index_rebuilds_total", TAKEN) or 0
+    for row in range(150, 210):
+        items[row] = make_vectors(1, seed=row)[0]
+        live.put([row], items[row][None])
+    before = find(live, query, 20)
+
+    live.catch_up()
+    assert (live.delta_size, find(live, query, 20)) == (60, before)
+    items[205] = query * 10  # changed while the base is built
+    live.put([205], items[205][None])
+    live.remove([160])
+    items.pop(160)
+    live.wait_for_build()
+    assert live.delta_size == 59
+    live.catch_up()
+
+    assert live.delta_size == 1
+    assert find(live, query, 20) == best(items, query, 20)
+    assert find(live, query, 1) == [205]
+    assert REGISTRY.get_sample_value("mindstream_index_rebuilds_total", TAKEN) == built + 1
+
+
+TAKEN = {"outcome": "taken"}
+
+
+def test_a_base_that_can_not_be_built_leaves_what_serves_and_is_tried_again() -> None:
+    tries: list[int] = []
+
+    def build(vectors: Vectors) -> SearchableVectors:
+        tries.append(len(vectors))
+        if len(tries) == 1:
+            raise MemoryError("no room")
+        return ExactIndex(vectors)
+
+    live = LiveIndex(ExactIndex(make_vectors(10)), build=build, rebuild_at=2)
+    items = dict(enumerate(make_vectors(10)))
+    query = make_vectors(1, seed=3)[0]
+    for row in range(10, 15):
+        items[row] = make_vectors(1, seed=row)[0]
+        live.put([row], items[row][None])
+        live.catch_up()
+        live.wait_for_build()
+        assert find(live, query, 5) == best(items, query, 5)
+    live.catch_up()
+
+    assert (tries, live.delta_size) == ([12, 14], 1)
+
+
+def test_removed_items_do_not_shorten_an_answer() -> None:
+    live, items = make_live(300, backend="hnsw")
+    query = make_vectors(1, seed=3)[0]
+    gone = best(items, query, 150)
+
+    live.remove(gone)
+
+    assert find(live, query, 100) == best({row: items[row] for row in items if row not in gone}, query, 100)
+
+
+def test_the_base_is_neither_written_to_nor_copied_before_something_changes() -> None:
+    vectors = make_vectors(20)
+    base = ExactIndex(vectors)
+    live = LiveIndex(base, build=ExactIndex, rebuild_at=10)
+    assert np.shares_memory(live.vectors, base.vectors)
+
+    live.put([3], make_vectors(1, seed=9))
+
+    assert base.vectors.tolist() == vectors.tolist()
+
+
+def test_an_empty_base_finds_nothing_and_then_what_came() -> None:
+    live = LiveIndex(ExactIndex(np.empty((0, D))), build=ExactIndex, rebuild_at=10)
+    query = make_vectors(1)[0]
+    before = find(live, query, 5)
+
+    live.put([0], query[None])
+
+    assert (before, find(live, query, 5)) == ([], [0])
+
+
+@pytest.mark.parametrize("backend", BUILDERS)
+def test_interests_that_are_not_finite_find_nothing_beside_good_ones(backend: str) -> None:
+    live, items = make_live(30, backend=backend)
+    items[30] = make_vectors(1, seed=30)[0]
+    live.put([30], items[30][None])
+    queries = make_vectors(3, seed=5)
+    queries[1, 2] = np.nan
+
+    rows, scores = live.search(queries, 4)
+
+    assert rows[1].tolist() == [-1] * 4
+    assert np.isneginf(scores[1]).all()
+    assert [rows[at].tolist() for at in (0, 2)] == [best(items, queries[at], 4) for at in (0, 2)]
+    assert live.search(np.empty((0, D), dtype=np.float32), 4)[0].shape == (0, 4)
+
+
+def test_interests_of_another_length_are_refused() -> None:
+    live, _ = make_live(5)
+
+    with pytest.raises(DimensionMismatch):
+        live.search(np.zeros((1, D + 1), dtype=np.float32), 3)
