@@ -52,8 +52,8 @@ class AdHocLists(ListMaker):
         numbers = np.flatnonzero(interests.mask[0]).tolist()
         if not numbers:
             return None
-        self._note_availability()
-        blocked = self._unavailable | self._items.mask([*keep.exclude, *self._unwanted(window)])
+        self._served.catch_up()
+        blocked = self._served.unavailable | self._items.mask([*keep.exclude, *self._unwanted(window)])
         if keep.category is not None:
             blocked |= ~self._items.mask(self._catalog.items_in(keep.category))
         items = self._best(interests.vectors[0][interests.mask[0]], numbers, blocked, self._limits)
@@ -85,12 +85,11 @@ class AdHocLists(ListMaker):
 
         Removed and unavailable items are left out, and so is the item itself.
         """
-        known = self._items.rows([item_id])
-        if not known or self._catalog.is_removed(item_id):
+        self._served.catch_up()
+        row = self._served.row(item_id)
+        if row is None or self._catalog.is_removed(item_id):
             return None
-        self._note_availability()
-        row = known.pop()
-        blocked = self._unavailable.copy()
+        blocked = self._served.unavailable.copy()
         blocked[row] = True
         limits = ListLimits(size=limit, floor=0.0, cap=1.0)
         return self._best(self._index.vectors[row : row + 1], [0], blocked, limits)

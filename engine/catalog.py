@@ -8,7 +8,9 @@ catalog doesn't know is available: clicks may come before their item.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Collection, Sequence
 
 import structlog
 
@@ -20,13 +22,16 @@ from engine.settings import Settings
 
 TOPIC = "items"
 
+REMEMBERED_CHANGES = 100_000
+"""Who asks for changes that lie further back is given the whole catalog."""
+
 log = structlog.get_logger()
 
 
 class Catalog:
     """Follows `items` and answers what is known of an item.
 
-    Read it on the event loop's thread; `unavailable_ids`, `items_in` and `is_removed` may be called from any.
+    Records come in on the event loop's thread; it may be read from any.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -36,8 +41,9 @@ class Catalog:
         self._removed: set[str] = set()
         self._unavailable: set[str] = set()
         self._in_category: dict[str, set[str]] = {}
-        self.revision = 0
-        """Grows with every change of an item's availability; who derives something from it compares."""
+        self._changed: deque[str] = deque(maxlen=REMEMBERED_CHANGES)
+        self._changes = 0
+        self._lock = threading.Lock()
 
     async def start(self) -> None:
         """Start to follow the topic from its beginning."""
@@ -89,18 +95,33 @@ class Catalog:
         """Return the items of *category*, as they are now; any thread may call this."""
         return frozenset(self._in_category.get(category, ()))  # one step of the interpreter, as above
 
+    def changes_since(self, mark: int | None) -> tuple[Collection[str], int]:
+        """Return the items that changed behind *mark*, and the mark to ask with the next time.
+
+        None, or a mark too far back, gives every item that anything is known of.
+        """
+        with self._lock:
+            behind = self._changes if mark is None else self._changes - mark
+            if mark is not None and behind <= len(self._changed):
+                changed = {self._changed[at] for at in range(-behind, 0)}
+            else:
+                changed = self._items.keys() | self._removed | self._unavailable
+            return changed, self._changes
+
     async def apply(self, records: Sequence[Record]) -> None:
         """Take in records of `items`, in log order; a bad one changes nothing."""
         for record in records:
             if record.value is None:
-                self._forget((record.key or b"").decode(errors="replace"))
+                with self._lock:
+                    self._forget((record.key or b"").decode(errors="replace"))
                 continue
             try:
                 item = decode_item(record.value, key=record.key, max_message_bytes=self._settings.max_message_bytes)
             except MalformedEvent as error:
                 self._reject(record, error)
                 continue
-            self._put(item)
+            with self._lock:
+                self._put(item)
         metrics.CATALOG_ITEMS.set(len(self._items))
 
     def _put(self, item: ItemEvent) -> None:
@@ -114,6 +135,7 @@ class Catalog:
                 self._in_category.setdefault(item.category, set()).add(item.item_id)
             self._removed.discard(item.item_id)
         self._set_available(item.item_id, item.available and not item.removed)
+        self._note_change(item.item_id)
 
     def _forget(self, item_id: str) -> None:
         """Know nothing of the item, as who starts after compaction; a removal is a record of its own, and stays."""
@@ -121,6 +143,7 @@ class Catalog:
         self._items.pop(item_id, None)
         self._removed.discard(item_id)
         self._set_available(item_id, True)
+        self._note_change(item_id)
 
     def _leave_category(self, item_id: str) -> None:
         category = self.category(item_id)
@@ -131,13 +154,14 @@ class Catalog:
                 del self._in_category[category]
 
     def _set_available(self, item_id: str, available: bool) -> None:
-        if available == self.is_available(item_id):
-            return
         if available:
             self._unavailable.discard(item_id)
         else:
             self._unavailable.add(item_id)
-        self.revision += 1
+
+    def _note_change(self, item_id: str) -> None:
+        self._changed.append(item_id)
+        self._changes += 1
 
     def _reject(self, record: Record, error: MalformedEvent) -> None:
         metrics.ITEMS_REJECTED.labels(error.reason).inc()

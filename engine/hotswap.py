@@ -50,6 +50,7 @@ class HotSwap:
         settings: Settings,
         holder: SnapshotHolder,
         on_swap: Callable[[ServingSnapshot], None] | None = None,
+        prepare: Callable[[ServingSnapshot], None] | None = None,
     ) -> None:
         """Describe what to keep current; nothing is read before `start`.
 
@@ -57,6 +58,7 @@ class HotSwap:
             settings: where log and registry are, and how to search.
             holder: what readers take their snapshot from.
             on_swap: called on the event loop after each swap, with the snapshot that now serves.
+            prepare: called in the loading thread with a snapshot that is about to serve; what it raises refuses it.
 
         Raises:
             ConfigError: the registry's address is none that can be opened here.
@@ -64,7 +66,7 @@ class HotSwap:
         check_registry(settings)
         self._settings = settings
         self._holder = holder
-        self._on_swap = on_swap
+        self._on_swap, self._prepare = on_swap, prepare
         self._follower = Follower(settings, TOPIC, self.apply)
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hotswap")
         self._announced: list[Announcement] = []
@@ -155,12 +157,15 @@ class HotSwap:
         return True
 
     def _load(self, announcement: Announcement) -> ServingSnapshot:
-        return load_snapshot(
+        snapshot = load_snapshot(
             self._settings,
             announcement.model_version,
             announcement.activation,
             manifest_sha256=announcement.manifest_sha256,
         )
+        if self._prepare is not None:
+            self._prepare(snapshot)
+        return snapshot
 
     def _again(self, announcement: Announcement) -> ServingSnapshot | None:
         """Return what serves under the new activation, if the same version was announced again."""

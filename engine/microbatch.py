@@ -14,13 +14,11 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, cast
 
 import numpy as np
 import structlog
 
 from engine import metrics
-from engine.ann import ItemIndex
 from engine.catalog import Catalog
 from engine.errors import ListTooLarge, StoreError, UnusableInterests
 from engine.events import ClickEvent
@@ -29,7 +27,6 @@ from engine.log.publisher import MAX_MESSAGE_BYTES
 from engine.logs import user_tag
 from engine.model import NEGATIVE_EVENT_TYPES, InterestModel, Interests, UserInput
 from engine.recall import (
-    ItemRows,
     ListLimits,
     RankedItem,
     RecallList,
@@ -38,6 +35,7 @@ from engine.recall import (
     merge,
     summarize_interests,
 )
+from engine.served_items import ServedItems
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot
 from engine.store.scans import DirtyBatch, DirtyUser
@@ -50,14 +48,6 @@ AUDIT_EVERY = 50
 AUDITED_SEARCHES = 8
 
 log = structlog.get_logger()
-
-
-class SearchableVectors(ItemIndex, Protocol):
-    """An index that shows the vectors it searches, as both backends do; for exact answers beside it."""
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """(N, D) float32, not to be written to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +116,7 @@ class Behavior:
 
 
 class ListMaker:
-    """Makes lists under one snapshot, from which the item order and the unavailable rows are prepared once."""
+    """Makes lists under one snapshot, of its items and those that the catalog has added since."""
 
     def __init__(
         self, settings: Settings, snapshot: ServingSnapshot, catalog: Catalog, *, epoch: str, now_ms: Callable[[], int]
@@ -136,14 +126,19 @@ class ListMaker:
         self.snapshot = snapshot
         self._settings, self._catalog, self._epoch, self._now_ms = settings, catalog, epoch, now_ms
         self._model: InterestModel = snapshot.model
-        self._index = cast(SearchableVectors, snapshot.index)
-        self._items = ItemRows(snapshot.item_ids)
+        self._served = ServedItems(settings, snapshot, catalog)
+        self._served.catch_up()
+        self._index, self._items = self._served.index, self._served.rows
         self._known_items = self._model.vocabulary.item_rows.keys()
         self._attributes = [field.name for field in self._model.vocabulary.profile_fields]
         self._limits = ListLimits.of(settings)
-        self._unavailable = np.zeros(len(self._items), dtype=np.bool_)
-        self._revision = 0
         self._batches = 0
+
+    def can_serve(self, snapshot: ServingSnapshot) -> bool:
+        """Return whether this makes the lists of *snapshot*: it is its own, or the same version announced again."""
+        if self.snapshot is not snapshot and self.snapshot.index is snapshot.index:
+            self.snapshot = snapshot
+        return self.snapshot is snapshot
 
     def make(self, taken: Sequence[Taken]) -> list[Made]:
         """Return the lists of all users taken, partition by partition.
@@ -238,7 +233,7 @@ class ListMaker:
 
     def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> list[RecallList | None]:
         vectors = interests.vectors[interests.mask]  # (Q, D): interests not in use never search
-        self._note_availability()
+        self._served.catch_up()
         rows, scores = self._index.search(vectors, self._search_size())
         if len(vectors) and self._batches % AUDIT_EVERY == 0:
             self._audit(vectors, rows)
@@ -253,15 +248,9 @@ class ListMaker:
             lists.append(self._describe(behavior, items, interests, place, numbers) if is_due else None)
         return lists
 
-    def _note_availability(self) -> None:
-        revision = self._catalog.revision
-        if revision != self._revision:
-            self._unavailable = self._items.mask(self._catalog.unavailable_ids())
-            self._revision = revision
-
     def _search_size(self) -> int:
         """Return how many items each interest searches, so that the list is full without the seen and unavailable."""
-        size, available = len(self._items), len(self._items) - int(self._unavailable.sum())
+        size, available = len(self._items), len(self._items) - int(self._served.unavailable.sum())
         wanted = self._limits.size + min(self._settings.window_max_clicks, self._limits.size)
         return max(1, min(size, math.ceil(wanted * size / max(available, 1))))
 
@@ -285,7 +274,13 @@ class ListMaker:
         self, rows: np.ndarray, scores: np.ndarray, numbers: Sequence[int], seen: Collection[int]
     ) -> list[RankedItem]:
         return merge(
-            rows, scores, numbers, items=self._items, unavailable=self._unavailable, seen=seen, limits=self._limits
+            rows,
+            scores,
+            numbers,
+            items=self._items,
+            unavailable=self._served.unavailable,
+            seen=seen,
+            limits=self._limits,
         )
 
     def _unwanted(self, window: BehaviorWindow) -> set[str]:
@@ -327,7 +322,7 @@ class ListMaker:
         sampled = np.linspace(0, len(vectors) - 1, num=min(AUDITED_SEARCHES, len(vectors)), dtype=np.int64)
         shares = []
         for place in sampled.tolist():
-            best = np.argpartition(-(self._index.vectors @ vectors[place]), depth - 1)[:depth]
+            best = self._index.search_exactly(vectors[place], depth)
             shares.append(len(np.intersect1d(best, rows[place, :depth])) / depth)
         metrics.RECALL_AUDIT.set(float(np.mean(shares)))
 

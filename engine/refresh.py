@@ -84,6 +84,7 @@ class RefreshLoop:
         self._publisher, self._epoch, self._now_ms = publisher, epoch, now_ms
         self._stores: dict[int, PartitionStore] = {}
         self._maker: ListMaker | None = None
+        self._prepared: ListMaker | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refresh")
         self._in_flight = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -107,6 +108,11 @@ class RefreshLoop:
         if self._notified_s is None:
             self._notified_s = time.perf_counter()
         self._wake.set()
+
+    def prepare(self, snapshot: ServingSnapshot) -> None:
+        """Bring the items of *snapshot*, which is about to serve, to the present; any thread may call this."""
+        if snapshot.model is not None and snapshot.index is not None:
+            self._prepared = self._new_maker(snapshot)
 
     async def start(self) -> None:
         """Start the loop."""
@@ -202,11 +208,16 @@ class RefreshLoop:
                 await asyncio.shield(self._in_thread(lambda: _show_progress(stores, snapshot)))
 
     def _make(self, snapshot: ServingSnapshot, taken: Sequence[Taken]) -> tuple[list[Made], list[Message]]:
-        if self._maker is None or self._maker.snapshot is not snapshot:
-            self._maker = ListMaker(self._settings, snapshot, self._catalog, epoch=self._epoch, now_ms=self._now_ms)
+        if self._maker is None or not self._maker.can_serve(snapshot):
+            prepared, self._prepared = self._prepared, None
+            is_prepared = prepared is not None and prepared.can_serve(snapshot)
+            self._maker = prepared if prepared is not None and is_prepared else self._new_maker(snapshot)
         made = self._maker.make(taken)
         topic = self._settings.topic(TOPIC)
         return made, [message for part in made for message in part.to_messages(topic)]
+
+    def _new_maker(self, snapshot: ServingSnapshot) -> ListMaker:
+        return ListMaker(self._settings, snapshot, self._catalog, epoch=self._epoch, now_ms=self._now_ms)
 
     async def _publish(self, made: Sequence[Made], messages: Sequence[Message]) -> None:
         """Write the lists and wait for the broker's acknowledgements."""

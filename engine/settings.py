@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """What searches the items: an hnswlib graph, or exact search."""
     index_ef: int = Field(default=200, ge=10, le=10_000)
     """Candidates hnswlib keeps while it searches; higher finds more and costs more."""
+    index_rebuild_at: int = Field(default=10_000, ge=100, le=10_000_000)
+    """New and changed items that are searched beside the index; with more of them it is built again meanwhile."""
     torch_threads: int = Field(default=1, ge=1, le=256)
     """Threads of torch and of the index in an engine or query service."""
 

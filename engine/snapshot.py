@@ -18,6 +18,7 @@ import numpy as np
 from engine.ann import ItemIndex
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
+from engine.ann.index import Vectors
 from engine.errors import IncompatibleVersion
 from engine.model.device import choose_device, use_threads
 from engine.model.features import UserInput
@@ -136,6 +137,13 @@ def _load_index(settings: Settings, version: str, parts: VersionParts) -> ItemIn
     if parts.index is None:
         raise IncompatibleVersion(version, part="index.hnsw", got="absent", expected="present, or index_backend exact")
     return HnswIndex.from_bytes(parts.index, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
+
+
+def make_index(settings: Settings, vectors: Vectors) -> HnswIndex | ExactIndex:
+    """Return an index of (N, D) float32 *vectors* of the kind that *settings* name; a large graph takes minutes."""
+    if settings.index_backend == "exact":
+        return ExactIndex(vectors, device=choose_device(settings.device))
+    return HnswIndex.build(vectors, ef=settings.index_ef, threads=settings.torch_threads)
 
 
 def _ask_canaries(version: str, model: InterestModel, index: ItemIndex) -> None:

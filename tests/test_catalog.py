@@ -88,15 +88,28 @@ async def test_a_category_holds_the_items_whose_last_record_names_it():
     assert catalog.items_in("none") == frozenset()
 
 
-async def test_revision_changes_with_availability_alone():
-    catalog = await catalog_of(item_record(title="Mug"))
-    before = catalog.revision
+async def test_who_asks_is_told_what_changed_since():
+    catalog = await catalog_of(item_record("a"), removal("b"), item_record("c", available=False), record(None, key="d"))
+    everything, mark = catalog.changes_since(None)
+    await catalog.apply(
+        [item_record("a", title="Cup"), item_record("e"), record(None, key="c"), record(b"}{", key="f")]
+    )
 
-    await catalog.apply([item_record(title="Cup")])
-    assert catalog.revision == before
+    changed, later = catalog.changes_since(mark)
 
-    await catalog.apply([item_record(available=False)])
-    assert catalog.revision != before
+    assert set(everything) == {"a", "b", "c"}
+    assert changed == {"a", "c", "e"}
+    assert catalog.changes_since(later) == (set(), later)
+
+
+async def test_who_asks_too_late_is_told_everything(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("engine.catalog.REMEMBERED_CHANGES", 3)
+    catalog = await catalog_of(item_record("a"))
+    _, mark = catalog.changes_since(None)
+    await catalog.apply([item_record(f"i{at}") for at in range(4)])
+
+    assert set(catalog.changes_since(mark)[0]) == {"a", "i0", "i1", "i2", "i3"}
+    assert catalog.changes_since(mark + 1)[0] == {"i1", "i2", "i3"}
 
 
 async def test_null_value_forgets_the_item_as_compaction_would():

@@ -22,6 +22,7 @@ ENGINE_CORE = {
     "engine.adhoc",
     "engine.pulse",
     "engine.erasures",
+    "engine.served_items",
 }
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
@@ -32,6 +33,7 @@ MAY_IMPORT = {
     "engine.catalog": LEAVES | {"engine.log"},
     "engine.erasures": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
+    "engine.served_items": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.log"},
     "engine.microbatch": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.adhoc": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},
     "engine.refresh": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},

@@ -132,6 +132,11 @@ class LiveIndex:
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
+    def search_exactly(self, interest: Vectors, k: int) -> Rows:
+        """Return the rows of the *k* best items of now, in no order, by a look at all of them; (D,) *interest*."""
+        scores = np.where(self._is_absent[: self._row_count], np.float32(-np.inf), self.vectors @ interest)
+        return np.argpartition(-scores, k - 1)[:k]
+
     def catch_up(self) -> None:
         """Take over a base that is ready, and have one built where the bound is reached; between two searches."""
         if self._built is not None:

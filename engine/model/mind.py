@@ -246,6 +246,7 @@ class InterestModel:
             rows = torch.arange(len(vocabulary.item_ids) + 1, device=self._device)
             self._items = self._network.pool_items(rows)  # (N + 1, D)
             self._behaviors = self._network.map_behaviors(self._items)  # (N + 1, D)
+        self._trained_fields = self._network.item_field_rows.cpu().numpy()  # (N + 1, F)
 
     def interests(self, users: Sequence[UserInput], *, previous: np.ndarray | None = None) -> Interests:
         """Return the interests of *users*; one without a known, positive click has none in use and zero vectors.
@@ -334,6 +335,21 @@ class InterestModel:
             field_rows = torch.where(now > 0, now, trained)
             vectors = self._network.pool(self._network.item_ids(rows), (rows > 0).float(), field_rows)
         return vectors.cpu().numpy()
+
+    def differ(self, items: Sequence[ItemInput]) -> np.ndarray:
+        """Return (N,) bool, True for *items* that have another vector than training gave them, unknown ones included.
+
+        False for an unknown item without a known field: it has no vector.
+
+        Raises:
+            InvalidInput: a value of an item's fields is NaN, or no text and no number.
+        """
+        if not self.vocabulary.item_fields:
+            return np.zeros(len(items), dtype=np.bool_)
+        known = np.array([self.vocabulary.item_rows.get(item.item_id, 0) for item in items], dtype=np.int64)
+        given = np.array([self.vocabulary.field_rows(item) for item in items], dtype=np.int64).reshape(len(items), -1)
+        trained = self._trained_fields[known]
+        return np.asarray(((given > 0) & (given != trained)).any(axis=1))
 
     def all_item_vectors(self) -> tuple[list[str], np.ndarray]:
         """Return the ids of all known items and their (N, D) float32 vectors, in row order."""

@@ -58,7 +58,7 @@ class QueryService:
         self.spot = Spot(settings, self.holder, self.catalog, now_ms=wall_ms)
         self.arrivals = Arrivals()
         self._publisher = Publisher(settings)
-        self._hot_swap = HotSwap(settings, self.holder, None)
+        self._hot_swap = HotSwap(settings, self.holder, prepare=self.spot.prepare)
         self._follower: ListFollower | None = None
         self._connecting = "not reached yet"
         self._task: asyncio.Task[None] | None = None

@@ -18,7 +18,7 @@ from engine.catalog import Catalog
 from engine.errors import UnusableInterests
 from engine.serving import refusals
 from engine.settings import Settings
-from engine.snapshot import SnapshotHolder
+from engine.snapshot import ServingSnapshot, SnapshotHolder
 
 Result = TypeVar("Result")
 
@@ -33,6 +33,12 @@ class Spot:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recall-on-the-spot")
         self._free = threading.BoundedSemaphore(settings.max_recalls_at_once)
         self._lists: AdHocLists | None = None
+        self._prepared: AdHocLists | None = None
+
+    def prepare(self, snapshot: ServingSnapshot) -> None:
+        """Bring the items of *snapshot*, which is about to serve, to the present; any thread may call this."""
+        if snapshot.model is not None and snapshot.index is not None:
+            self._prepared = self._new_lists(snapshot)
 
     async def run(self, work: Callable[[AdHocLists], Result]) -> Result:
         """Return what *work*, called in the one thread, makes of the version in service.
@@ -53,7 +59,8 @@ class Spot:
     def forget_retired(self) -> None:
         """Let go of a version that is not in service any more, so that its memory is free."""
         lists = self._lists
-        if lists is not None and lists.snapshot is not self._holder.current:
+        current = self._holder.current
+        if lists is not None and (current is None or lists.snapshot.index is not current.index):
             self._lists = None
 
     def stop(self) -> None:
@@ -65,10 +72,14 @@ class Spot:
         if snapshot is None or snapshot.model is None or snapshot.index is None:
             raise refusals.no_trained_version()
         lists = self._lists
-        if lists is None or lists.snapshot is not snapshot:
-            lists = AdHocLists(self._settings, snapshot, self._catalog, epoch="", now_ms=self._now_ms)
-            self._lists = lists
+        if lists is None or not lists.can_serve(snapshot):
+            prepared, self._prepared = self._prepared, None
+            is_prepared = prepared is not None and prepared.can_serve(snapshot)
+            self._lists = lists = prepared if prepared is not None and is_prepared else self._new_lists(snapshot)
         try:
             return work(lists)
         except UnusableInterests as error:
             raise refusals.no_interests(lists.snapshot.model_version) from error
+
+    def _new_lists(self, snapshot: ServingSnapshot) -> AdHocLists:
+        return AdHocLists(self._settings, snapshot, self._catalog, epoch="", now_ms=self._now_ms)

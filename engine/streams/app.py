@@ -101,7 +101,7 @@ async def _run(settings: Settings) -> None:
             _fail(failure, error)
 
         refresh = RefreshLoop(settings, holder, catalog, publisher, epoch.text, check_pulse=pulse.check, on_damage=fail)
-        hotswap = HotSwap(settings, holder, on_swap=lambda _snapshot: refresh.notify())
+        hotswap = HotSwap(settings, holder, on_swap=lambda _snapshot: refresh.notify(), prepare=refresh.prepare)
         parts.push_async_callback(hotswap.stop)
         dead_letters = DeadLetters(settings, publisher, epoch.text)
         erasures = Erasures(settings, epoch.text, on_change=lambda: ingest.erase())

@@ -18,7 +18,7 @@ import numpy as np
 
 from engine.events import ClickEvent, ItemEvent
 from engine.model import NEGATIVE_EVENT_TYPES
-from engine.model.features import UserInput
+from engine.model.features import ItemInput, UserInput
 from engine.model.mind import InterestModel
 from engine.model.registry import Registry
 from engine.recall import RecallList, decode_list
@@ -47,22 +47,32 @@ def rescore(settings: Settings) -> Rescoring:
     for recall_list in written_lists(settings):
         by_version[recall_list.model_version].append(recall_list)
     # Read after the lists, so that they hold every click and item that the lists were made of.
-    profiles, removals = Profiles(settings), Removals(settings)
+    profiles, removals, described = Profiles(settings), Removals(settings), described_items(settings)
     result = Rescoring()
     for version, lists in by_version.items():
         parts = Registry(settings.registry).load(version)
         model = InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors)
-        rows = {item_id: row for row, item_id in enumerate(parts.item_ids)}
+        listed = sorted({entry.item_id for one in lists for entry in one.items})
+        vectors = dict(zip(listed, model.item_vectors([described.get(i, ItemInput(i)) for i in listed]), strict=True))
         for start in range(0, len(lists), BATCH):
-            _compare(result, model, parts.item_vectors, rows, lists[start : start + BATCH], profiles, removals)
+            _compare(result, model, vectors, lists[start : start + BATCH], profiles, removals)
     return result
+
+
+def described_items(settings: Settings) -> dict[str, ItemInput]:
+    """Return what the catalog said of each item the last time that it said anything but that it is removed."""
+    described = {}
+    for record in records_of(settings, "items"):
+        item = msgspec.json.decode(record.value, type=ItemEvent)
+        if not item.removed:
+            described[item.item_id] = ItemInput(item.item_id, item.category, item.brand, item.shop, item.features)
+    return described
 
 
 def _compare(
     result: Rescoring,
     model: InterestModel,
-    item_vectors: np.ndarray,
-    rows: dict[str, int],
+    item_vectors: dict[str, np.ndarray],
     lists: Sequence[RecallList],
     profiles: Profiles,
     removals: Removals,
@@ -71,7 +81,7 @@ def _compare(
     for late_ms in (0, APPLIED_WITHIN_MS):
         inputs = [UserInput(removals.standing(one, late_ms=late_ms), profile=profiles.at(one)) for one in lists]
         vectors = model.interests(inputs).vectors
-        differences.append([_difference(*pair, item_vectors, rows) for pair in zip(lists, vectors, strict=True)])
+        differences.append([_difference(*pair, item_vectors) for pair in zip(lists, vectors, strict=True)])
     for one, difference in zip(lists, np.min(differences, axis=0).tolist(), strict=True):
         if difference <= TOLERANCE:
             result.agreeing[one.model_version] += 1
@@ -79,10 +89,10 @@ def _compare(
             result.mismatches.append(f"version {one.model_version}: a score differs by {difference:.4f}")
 
 
-def _difference(one: RecallList, interests: np.ndarray, item_vectors: np.ndarray, rows: dict[str, int]) -> float:
-    listed = [rows[entry.item_id] for entry in one.items]
+def _difference(one: RecallList, interests: np.ndarray, item_vectors: dict[str, np.ndarray]) -> float:
+    listed = np.array([item_vectors[entry.item_id] for entry in one.items]).reshape(len(one.items), -1)
     own = np.array([entry.interest for entry in one.items], dtype=int)
-    expected = np.einsum("nd,nd->n", item_vectors[listed], interests[own])
+    expected = np.einsum("nd,nd->n", listed, interests[own]) if len(listed) else np.empty(0)
     return float(np.abs(expected - [entry.score for entry in one.items]).max(initial=0.0))
 
 

@@ -14,7 +14,7 @@ from engine.model.registry import Registry
 from engine.recall import RecallList
 from tests.builders import NOON_MS
 from tests.integration.conftest import System
-from tests.integration.rescoring import written_lists
+from tests.integration.rescoring import described_items, written_lists
 from trainer.offline.neural import InterestMethod
 from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.samples import fold_profile
@@ -98,6 +98,11 @@ def test_a_thousand_windows_through_kafka_have_the_interests_that_the_offline_be
     system.wait_until(lambda: system.engine_metrics()["mindstream_dirty_users"] == 0, what="quiet", timeout_s=60)
     found = last_lists(system)
 
+    described, listed = (
+        described_items(system.settings),
+        sorted({e.item_id for one in found.values() for e in one.items}),
+    )
+    items_of = dict(zip(listed, model.item_vectors([described[item_id] for item_id in listed]), strict=True))
     made = OfflineSet("parity", "none", list(parts.item_ids), Part([], []), Part([], []), [], [])
     vectors, used = InterestMethod(model, made, name="parity").users(list(hopeful.values()))
     for user, interests, mask in zip(hopeful, vectors, used, strict=True):
@@ -107,7 +112,7 @@ def test_a_thousand_windows_through_kafka_have_the_interests_that_the_offline_be
             (click.item_id, click.weight) for click in windows[user]
         ]
         assert [summary.interest for summary in one.interests] == np.flatnonzero(mask).tolist()
-        items = parts.item_vectors[[rows[entry.item_id] - 1 for entry in one.items]]
+        items = np.array([items_of[entry.item_id] for entry in one.items])
         own = interests[[entry.interest for entry in one.items]]
         lengths = np.linalg.norm(items, axis=1) * np.linalg.norm(own, axis=1)
         differences = np.einsum("nd,nd->n", items, own) - [entry.score for entry in one.items]

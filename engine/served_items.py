@@ -1,0 +1,113 @@
+"""The items that lists are made of: those of a model version, and what the catalog has added or changed since.
+
+Stands between the catalog, which changes at any moment, and whoever makes lists, one thread at a time. `catch_up` is
+called between two micro-batches or queries, and nothing here changes in between. An item that the version doesn't know
+gets a vector from its category, brand, shop and features; one whose fields are others than in training a new vector. A
+user's clicks on an item form interests only from the next version on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import metrics
+from engine.ann.index import Vectors
+from engine.ann.live import LiveIndex, SearchableVectors
+from engine.catalog import Catalog
+from engine.model import InterestModel
+from engine.model.features import ItemInput
+from engine.recall import ItemRows
+from engine.settings import Settings
+from engine.snapshot import ServingSnapshot, make_index
+
+AT_ONCE = 10_000
+"""So many items are looked at together."""
+
+
+class ServedItems:
+    """Rows, index and availability of the items under one snapshot."""
+
+    def __init__(self, settings: Settings, snapshot: ServingSnapshot, catalog: Catalog) -> None:
+        """Begin with the items of *snapshot* as they were in training; `catch_up` brings them to the present."""
+        assert snapshot.model is not None
+        assert snapshot.index is not None
+        self._model: InterestModel = snapshot.model
+        self._catalog = catalog
+        self._base: Vectors = cast(SearchableVectors, snapshot.index).vectors
+        self.rows = ItemRows(snapshot.item_ids)
+        self.index = LiveIndex(
+            cast(SearchableVectors, snapshot.index),
+            build=lambda vectors: make_index(settings, vectors),
+            rebuild_at=settings.index_rebuild_at,
+        )
+        self.unavailable: NDArray[np.bool_] = np.zeros(len(self.rows), dtype=np.bool_)
+        """(N,) bool, True where an item is removed, not available, or no longer found by anything."""
+        self._changed_rows: set[int] = set()
+        self._without_vector: set[str] = set()
+        self._mark: int | None = None
+
+    def catch_up(self) -> None:
+        """Take in what the catalog was told since the last call."""
+        changed, self._mark = self._catalog.changes_since(self._mark)
+        if changed:
+            self._take(changed)
+        self.index.catch_up()
+        metrics.INDEX_DELTA.set(self.index.delta_size)
+        metrics.ITEMS_WITHOUT_VECTOR.set(len(self._without_vector))
+
+    def row(self, item_id: str) -> int | None:
+        """Return the row of an item that has a vector now; None of any other."""
+        row = self.rows.row(item_id)
+        return row if row is not None and (row < len(self._base) or row in self._changed_rows) else None
+
+    def _take(self, changed: Collection[str]) -> None:
+        known = [(item_id, self._catalog.get(item_id)) for item_id in sorted(changed)]
+        inputs = [
+            ItemInput(item.item_id, item.category, item.brand, item.shop, item.features)
+            for _, item in known
+            if item is not None
+        ]
+        for start in range(0, len(inputs), AT_ONCE):
+            self._take_described(inputs[start : start + AT_ONCE])
+        self._take_back([item_id for item_id, item in known if item is None])
+        self._note_availability(changed)
+
+    def _take_described(self, items: Sequence[ItemInput]) -> None:
+        differs = self._model.differ(items)
+        self._take_back([item.item_id for item, is_other in zip(items, differs, strict=True) if not is_other])
+        others = [item for item, is_other in zip(items, differs, strict=True) if is_other]
+        if not others:
+            return
+        vectors = self._model.item_vectors(others)
+        rows = [self.rows.add(item.item_id) for item in others]
+        self.index.put(rows, vectors)
+        self._changed_rows.update(rows)
+        self._without_vector.difference_update(item.item_id for item in others)
+
+    def _take_back(self, item_ids: Sequence[str]) -> None:
+        """Give items the vector of their training again; those that training didn't know have none."""
+        rows = {row for item_id in item_ids if (row := self.rows.row(item_id)) in self._changed_rows}
+        trained = sorted(row for row in rows if row < len(self._base))
+        self.index.put(trained, self._base[trained])
+        self.index.remove(sorted(row for row in rows if row >= len(self._base)))
+        self._changed_rows -= rows
+        for item_id in item_ids:
+            row = self.rows.row(item_id)
+            if (row is None or row >= len(self._base)) and self._catalog.get(item_id) is not None:
+                self._without_vector.add(item_id)
+            else:
+                self._without_vector.discard(item_id)
+
+    def _note_availability(self, changed: Collection[str]) -> None:
+        more = len(self.rows) - len(self.unavailable)
+        if more:
+            self.unavailable = np.concatenate([self.unavailable, np.zeros(more, dtype=np.bool_)])
+        for item_id in changed:
+            row = self.rows.row(item_id)
+            if row is not None:
+                is_lost = row >= len(self._base) and row not in self._changed_rows
+                self.unavailable[row] = is_lost or not self._catalog.is_available(item_id)
