@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Collection, Sequence
+from itertools import islice
 
 import structlog
 
@@ -103,7 +104,7 @@ class Catalog:
         with self._lock:
             behind = self._changes if mark is None else self._changes - mark
             if mark is not None and behind <= len(self._changed):
-                changed = {self._changed[at] for at in range(-behind, 0)}
+                changed = set(islice(reversed(self._changed), behind))
             else:
                 changed = self._items.keys() | self._removed | self._unavailable
             return changed, self._changes

@@ -8,6 +8,7 @@ before they apply or answer anything, and so neither a replay nor an old store, 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import json
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -139,7 +140,8 @@ class Erasures:
 
     def since(self, partition: int, place: int) -> tuple[dict[str, int], int]:
         """Return the erasures of *partition* that lie behind *place* on the topic, as `until`, and the last's place."""
-        later = [(at, user_id) for at, user_id in self._places[partition] if at > place]
+        places = self._places[partition]
+        later = places[bisect.bisect_right(places, place, key=lambda one: one[0]) :]
         of_users = self.until(partition)
         return {user_id: of_users[user_id.encode()] for _, user_id in later}, later[-1][0] if later else place
 

@@ -106,6 +106,8 @@ class Ingest:
         self._settings, self._epoch, self._refresh = settings, epoch, refresh
         self._dead_letters, self._on_failure = dead_letters, on_failure
         self._owned: dict[int, OwnedPartition] = {}
+        self._erasing: set[int] = set()
+        """Partitions that may not join the refresh right now."""
         self._busy = asyncio.Lock()
         self._revoking = asyncio.Event()
         self._assigning: set[asyncio.Task[Mapping[int, int]]] = set()
@@ -201,8 +203,10 @@ class Ingest:
             async with self._busy:
                 for owned in list(self._owned.values()):
                     if self._eraser.is_due(owned.store):
+                        self._erasing.add(owned.number)
                         await self._refresh.remove_partition(owned.number)
                         await self._eraser.carry_out(owned.store)
+                        self._erasing.discard(owned.number)
                         if owned.is_live:
                             self._refresh.add_partition(owned.number, owned.store)
         except Exception as error:
@@ -236,7 +240,7 @@ class Ingest:
             if owned is None:
                 continue
             owned.lag = max(0, end - position)
-            if not owned.is_live and position >= owned.end_at_start:
+            if not owned.is_live and position >= owned.end_at_start and partition not in self._erasing:
                 owned.is_live = True
                 log.info("partition_caught_up", partition=partition, offset=position)
                 self._refresh.add_partition(partition, owned.store)

@@ -85,6 +85,17 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path / "data")
 
 
+async def erased_once(settings: Settings, *, then: str) -> tuple[Bench, Bench]:
+    """Return an ingest that carried out an erasure and is closed, and the next, on the topic of *then* as its id."""
+    first, again = Bench(settings), Bench(settings)
+    first.erasures._follower.epoch = Epoch("c", "topic-of-erasures", 1)
+    again.erasures._follower.epoch = Epoch("c", then, 1)
+    await first.own()
+    await first.erase(offset=5, at=3)
+    await first.close()
+    return first, again
+
+
 def erased_clicks() -> float:
     return REGISTRY.get_sample_value("mindstream_clicks_total", {"outcome": "erased"}) or 0.0
 
@@ -146,13 +157,7 @@ async def test_an_old_store_forgets_at_its_take_over(settings: Settings) -> None
 
 
 async def test_what_is_carried_out_is_not_carried_out_again(settings: Settings) -> None:
-    first = Bench(settings)
-    await first.own()
-    first.erasures._follower.epoch = Epoch("c", "topic-of-erasures", 1)
-    await first.erase(offset=5, at=3)
-    await first.close()
-    again = Bench(settings)
-    again.erasures._follower.epoch = Epoch("c", "topic-of-erasures", 1)
+    first, again = await erased_once(settings, then="topic-of-erasures")
     await again.erase(offset=5, at=3)
 
     await again.own()
@@ -162,13 +167,7 @@ async def test_what_is_carried_out_is_not_carried_out_again(settings: Settings) 
 
 
 async def test_a_topic_of_erasures_made_anew_is_carried_out_from_its_beginning(settings: Settings) -> None:
-    first = Bench(settings)
-    await first.own()
-    first.erasures._follower.epoch = Epoch("c", "topic-of-erasures", 1)
-    await first.erase(offset=5, at=3)
-    await first.close()
-    again = Bench(settings)
-    again.erasures._follower.epoch = Epoch("c", "another", 1)
+    _, again = await erased_once(settings, then="another")
     await again.erase("u2", offset=5, at=0)
 
     await again.own()
@@ -195,6 +194,28 @@ async def test_a_checkpoint_from_before_brings_nobody_back_and_goes_once_there_i
     await second.close()  # the hand-over writes a checkpoint, of the same offset
     kept = checkpoints.find(header)
     assert [(one.applied_offset, one.erasures_done) for one in kept] == [(2, 9)]
+
+
+async def test_a_partition_that_catches_up_while_users_are_erased_joins_the_refresh_afterwards(
+    settings: Settings,
+) -> None:
+    bench = Bench(settings)
+    await bench.own(end=1)
+    await bench.take(record(0))
+    seen: list[bool] = []
+
+    async def look(_until: object, _partition: int) -> int:
+        bench.ingest.progress({PARTITION: Bounds(1, 1)})
+        seen.append(PARTITION in bench.refresh.stores)
+        return 0
+
+    bench.letters.take_off = look  # type: ignore[method-assign]
+    await bench.erase(offset=0)
+    bench.ingest.progress({PARTITION: Bounds(1, 1)})
+
+    assert (seen, bench.failures) == ([False], [])
+    assert bench.refresh.stores == {PARTITION: bench.store}
+    await bench.close()
 
 
 async def test_a_store_set_aside_goes_too(settings: Settings) -> None:
