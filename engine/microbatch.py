@@ -134,11 +134,15 @@ class ListMaker:
         self._limits = ListLimits.of(settings)
         self._batches = 0
 
-    def can_serve(self, snapshot: ServingSnapshot) -> bool:
-        """Return whether this makes the lists of *snapshot*: it is its own, or the same version announced again."""
-        if self.snapshot is not snapshot and self.snapshot.index is snapshot.index:
-            self.snapshot = snapshot
-        return self.snapshot is snapshot
+    def adopt(self, snapshot: ServingSnapshot) -> bool:
+        """Make the lists of *snapshot* from now on and return True; False where it is another version.
+
+        The same version announced again has the same parts, and everything that was prepared of them stays.
+        """
+        if self.snapshot.index is not snapshot.index:
+            return False
+        self.snapshot = snapshot
+        return True
 
     def make(self, taken: Sequence[Taken]) -> list[Made]:
         """Return the lists of all users taken, partition by partition.

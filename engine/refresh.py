@@ -208,10 +208,9 @@ class RefreshLoop:
                 await asyncio.shield(self._in_thread(lambda: _show_progress(stores, snapshot)))
 
     def _make(self, snapshot: ServingSnapshot, taken: Sequence[Taken]) -> tuple[list[Made], list[Message]]:
-        if self._maker is None or not self._maker.can_serve(snapshot):
+        if self._maker is None or not self._maker.adopt(snapshot):
             prepared, self._prepared = self._prepared, None
-            is_prepared = prepared is not None and prepared.can_serve(snapshot)
-            self._maker = prepared if prepared is not None and is_prepared else self._new_maker(snapshot)
+            self._maker = prepared if prepared and prepared.adopt(snapshot) else self._new_maker(snapshot)
         made = self._maker.make(taken)
         topic = self._settings.topic(TOPIC)
         return made, [message for part in made for message in part.to_messages(topic)]

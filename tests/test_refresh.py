@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from engine import microbatch, refresh
 from engine.catalog import Catalog
-from engine.errors import EngineFrozen, LogError
+from engine.errors import DamagedStore, EngineFrozen, LogError
 from engine.events import ClickEvent, ItemEvent, encode_item
 from engine.log import Message, Position, Publisher, Record
 from engine.logs import user_tag
@@ -37,7 +37,9 @@ from engine.refresh import RefreshLoop
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, SnapshotHolder
 from engine.store.header import StoreHeader
+from engine.store.scans import DirtyBatch
 from engine.store.windows import LoggedClick, PartitionStore
+from engine.window import BehaviorWindow
 from tests.builders import NOON_MS, make_click
 from tests.served import ITEM_IDS, make_model, make_popular_snapshot, make_snapshot
 
@@ -124,6 +126,7 @@ async def running(
     settings: Settings = SETTINGS,
     partitions: int = 1,
     check_pulse: Callable[[], None] = lambda: None,
+    on_damage: Callable[[DamagedStore], None] = lambda _error: None,
 ) -> AsyncIterator[Engine]:
     stores = {
         partition: PartitionStore.open(
@@ -133,7 +136,16 @@ async def running(
         for partition in range(partitions)
     }
     holder, catalog, log = SnapshotHolder(snapshot), Catalog(settings), Log(settings)
-    loop = RefreshLoop(settings, holder, catalog, log, "epoch-1", now_ms=lambda: NOW_MS, check_pulse=check_pulse)
+    loop = RefreshLoop(
+        settings,
+        holder,
+        catalog,
+        log,
+        "epoch-1",
+        now_ms=lambda: NOW_MS,
+        check_pulse=check_pulse,
+        on_damage=on_damage,
+    )
     for partition, store in stores.items():
         loop.add_partition(partition, store)
     await loop.start()
@@ -733,6 +745,27 @@ async def test_list_too_large_for_the_log_costs_nobody_else_a_list(
 
         assert [one.user_id for one in engine.lists()] == ["u1"]
     assert LISTS_FAILED._value.get() - failed == 1
+
+
+async def test_a_store_that_can_not_be_read_ends_the_loop_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def read_window(_batch: DirtyBatch, user_id: str) -> BehaviorWindow:
+        reads.append(user_id)
+        raise DamagedStore("clicks-0", cause="Corruption: block checksum mismatch")
+
+    monkeypatch.setattr(DirtyBatch, "read_window", read_window)
+    told: list[DamagedStore] = []
+    async with running(tmp_path, make_snapshot(), on_damage=told.append) as engine:
+        engine.click(*clicks("u1", "i001"))
+        await engine.until(lambda: bool(told))
+        engine.click(*clicks("u2", "i001"))
+        await asyncio.sleep(0.2)
+
+        assert (reads, len(told)) == (["u1"], 1)
+        assert engine.stores[0].count_dirty() == 2, "the marks stay for the next start"
 
 
 # --- figures

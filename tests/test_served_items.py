@@ -192,8 +192,8 @@ def test_the_same_version_announced_again_keeps_its_items(shop: Shop) -> None:
     shop.tell(ItemEvent(item_id="new-lamp", category="lamps"))
     again = shop.snapshot.activated(5)
 
-    assert shop.lists.can_serve(again)
-    assert not shop.lists.can_serve(make_snapshot())
+    assert shop.lists.adopt(again)
+    assert not shop.lists.adopt(make_snapshot())
     assert shop.lists.snapshot is again
     assert "new-lamp" in shop.listed(*LAMPS[:4])
 

@@ -72,10 +72,9 @@ class Spot:
         if snapshot is None or snapshot.model is None or snapshot.index is None:
             raise refusals.no_trained_version()
         lists = self._lists
-        if lists is None or not lists.can_serve(snapshot):
+        if lists is None or not lists.adopt(snapshot):
             prepared, self._prepared = self._prepared, None
-            is_prepared = prepared is not None and prepared.can_serve(snapshot)
-            self._lists = lists = prepared if prepared is not None and is_prepared else self._new_lists(snapshot)
+            self._lists = lists = prepared if prepared and prepared.adopt(snapshot) else self._new_lists(snapshot)
         try:
             return work(lists)
         except UnusableInterests as error:

@@ -21,7 +21,7 @@ from engine.catalog import Catalog
 from engine.erasures import Erasures
 from engine.errors import ConfigError, DamagedStore, LogError, StoreBusy
 from engine.hotswap import HotSwap
-from engine.log import Admin, Publisher, topic_epoch, wait_for_broker
+from engine.log import Admin, Epoch, Publisher, topic_epoch, wait_for_broker
 from engine.pulse import Pulse
 from engine.refresh import RefreshLoop
 from engine.settings import Settings
@@ -73,13 +73,7 @@ async def _run(settings: Settings) -> None:
     """Start every part, and wait until one of them fails; stop them in the order that loses nothing."""
     port, host = settings.engine_metrics_port, settings.metrics_host
     metrics.listen(port, host=host, setting="MINDSTREAM_ENGINE_METRICS_PORT")
-    log.info("engine_waits_for_broker", bootstrap_servers=settings.bootstrap_servers)
-    await wait_for_broker(settings, BROKER_WITHIN_S)
-    epoch = await topic_epoch(settings, "clicks")
-    await _check_lists(settings, epoch.partitions)
-    await _check_retention(settings)
-    for topic in ("items", "models", "erasures", "clicks.dead-letters"):
-        await topic_epoch(settings, topic)  # whatever needs it would wait for a missing one
+    epoch = await _check_log(settings)
     bound_decompression()
     seldom_collect_garbage()
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -136,6 +130,23 @@ async def _run(settings: Settings) -> None:
         if checkpointer is not None:
             running.append(checkpointer.keep(ingest.stores))
         await _first_failure(*running, failure)
+
+
+async def _check_log(settings: Settings) -> Epoch:
+    """Wait for the broker, and return the life of `clicks` once every topic is one that an engine can work with.
+
+    Raises:
+        LogError: the broker can't be reached, or a topic is missing or doesn't fit.
+        ConfigError: the log forgets clicks, and there are no checkpoints.
+    """
+    log.info("engine_waits_for_broker", bootstrap_servers=settings.bootstrap_servers)
+    await wait_for_broker(settings, BROKER_WITHIN_S)
+    epoch = await topic_epoch(settings, "clicks")
+    await _check_lists(settings, epoch.partitions)
+    await _check_retention(settings)
+    for topic in ("items", "models", "erasures", "clicks.dead-letters"):
+        await topic_epoch(settings, topic)  # whatever needs it would wait for a missing one
+    return epoch
 
 
 async def _check_lists(settings: Settings, partitions: int) -> None:
