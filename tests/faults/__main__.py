@@ -96,13 +96,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(
-    name: str, broker: Settings, folder: Path, options: argparse.Namespace, node: LocalBroker | None = None
+    name: str,
+    broker: Settings,
+    folder: Path,
+    options: argparse.Namespace,
+    node: LocalBroker | None = None,
+    *,
+    topics: str = "",
 ) -> Tally:
-    """Run all rounds of one fault."""
+    """Run all rounds of one fault, on topics whose names begin with *topics*."""
     tally, series = Tally(), 0
     while tally.rounds < options.rounds:
         rounds = min(options.series, options.rounds - tally.rounds)
-        prefix = f"{name}-{series}-"
+        prefix = f"{topics}{name}-{series}-"
         rig = Rig(broker, folder / prefix, prefix=prefix, seed=hash_of(options.seed, name, series), node=node)
         try:
             hit_in_series(rig, name, rounds, tally)

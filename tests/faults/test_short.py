@@ -13,14 +13,22 @@ from tests.faults.__main__ import Tally, main, run
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
+TRIES = 4
+
+
 @pytest.mark.parametrize("fault", ["kill", "kill-after-dead-letters", "kill-after-publish", "wiped-disk"])
 def test_an_engine_hit_at_work_loses_no_click_and_applies_none_twice(
     broker: Settings, tmp_path: Path, fault: str
 ) -> None:
-    tally = run(fault, broker, tmp_path, Namespace(rounds=1, series=1, seed=1))
+    tallies = []
+    for seed in range(TRIES):  # on a busy machine the engine may be done before it is hit, and that proves nothing
+        options = Namespace(rounds=1, series=1, seed=seed)
+        tallies.append(run(fault, broker, tmp_path, options, topics=f"{seed}-"))
+        if tallies[-1].valid:
+            break
 
-    assert tally.valid == 1
-    assert (tally.lost, tally.applied_twice, tally.differences) == (0, 0, [])
+    assert tallies[-1].valid == 1
+    assert [(each.lost, each.applied_twice, each.differences) for each in tallies] == [(0, 0, [])] * len(tallies)
 
 
 def test_the_tally_counts_what_an_audit_names() -> None:
