@@ -90,9 +90,11 @@ def _compare(
 
 
 def _difference(one: RecallList, interests: np.ndarray, item_vectors: dict[str, np.ndarray]) -> float:
-    listed = np.array([item_vectors[entry.item_id] for entry in one.items]).reshape(len(one.items), -1)
+    if not one.items:  # as of a window whose items are all removed: nothing may have been left to search with
+        return float("inf") if interests.any() else 0.0
+    listed = np.array([item_vectors[entry.item_id] for entry in one.items])
     own = np.array([entry.interest for entry in one.items], dtype=int)
-    expected = np.einsum("nd,nd->n", listed, interests[own]) if len(listed) else np.empty(0)
+    expected = np.einsum("nd,nd->n", listed, interests[own])
     return float(np.abs(expected - [entry.score for entry in one.items]).max(initial=0.0))
 
 
