@@ -2,8 +2,7 @@
 
 Stands between the index and the log. A refresh (`engine/refresh.py`) searches each interest in use, `merge` makes one
 list of what they found, and `encode_list` writes it in the contract's JSON: the same bytes that a query answers with
-and that the topic `recall-lists` keeps. Where there is no personal list, `popular_list` answers from the lists that are
-part of every model version. All of it is a pure function of its arguments: same input, same bytes.
+and that the topic `recall-lists` keeps. All of it is a pure function of its arguments: same input, same bytes.
 
 The merge, in order:
 
@@ -17,24 +16,20 @@ The merge, in order:
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import MalformedEvent
+from engine.item_rows import ItemRows
 from engine.settings import Settings
 from engine.window import BehaviorWindow
 
-RANKS = 2**32
-"""Ranks of item ids are below this: they are the low half of a sort key."""
 EXPLAINING_CLICKS = 5
 """An interest names at most this many of the clicks that formed it."""
 
@@ -143,70 +138,6 @@ class ListLimits:
     def cap_count(self) -> int:
         """How many items one interest has at the most while others can fill the rest."""
         return math.ceil(self.cap * self.size)
-
-
-class ItemRows:
-    """Items by row: their ids, and the bytewise order of the ids. Rows are stable; new items come behind the others."""
-
-    def __init__(self, item_ids: Sequence[str]) -> None:
-        self.item_ids = list(item_ids)
-        self._row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-        self._sorted: list[str] = []
-        self._ranks: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
-        self._spread_ranks()
-
-    @property
-    def ranks(self) -> NDArray[np.uint64]:
-        """(N,) below 2^32, ascending as the items' ids are, bytewise."""
-        return self._ranks[: len(self.item_ids)]
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
-
-    def __contains__(self, item_id: str) -> bool:
-        return item_id in self._row_of
-
-    def row(self, item_id: str) -> int | None:
-        """Return the row of *item_id*; None where it has none."""
-        return self._row_of.get(item_id)
-
-    def rows(self, item_ids: Iterable[str]) -> set[int]:
-        """Return the rows of those *item_ids* that are known here."""
-        return {self._row_of[item_id] for item_id in item_ids if item_id in self._row_of}
-
-    def mask(self, item_ids: Iterable[str]) -> NDArray[np.bool_]:
-        """Return (N,) bool, True at the rows of *item_ids*."""
-        mask = np.zeros(len(self), dtype=np.bool_)
-        mask[list(self.rows(item_ids))] = True
-        return mask
-
-    def add(self, item_id: str) -> int:
-        """Return the row of *item_id*, the next one where it had none."""
-        known = self._row_of.get(item_id)
-        if known is not None:
-            return known
-        row = self._row_of[item_id] = len(self.item_ids)
-        self.item_ids.append(item_id)
-        if row == len(self._ranks):
-            self._ranks = np.concatenate([self._ranks, np.zeros(row // 4 + 1, dtype=np.uint64)])
-        place = bisect.bisect_left(self._sorted, item_id)
-        below = int(self._ranks[self._row_of[self._sorted[place - 1]]]) if place else 0
-        above = int(self._ranks[self._row_of[self._sorted[place]]]) if place < len(self._sorted) else RANKS
-        self._sorted.insert(place, item_id)
-        if above - below < 2:
-            self._spread_ranks()
-        else:
-            self._ranks[row] = (below + above) // 2
-        return row
-
-    def _spread_ranks(self) -> None:
-        """Give the items ranks far apart, so that a new one finds room between two others."""
-        # Code points order as UTF-8 bytes do, so sorting the strings is sorting the bytes.
-        self._sorted = sorted(self.item_ids)
-        rows = np.array([self._row_of[item_id] for item_id in self._sorted], dtype=np.int64)
-        apart = RANKS // (len(rows) + 1)
-        self._ranks = np.zeros(len(rows), dtype=np.uint64)
-        self._ranks[rows] = np.arange(1, len(rows) + 1, dtype=np.uint64) * np.uint64(apart)
 
 
 def merge(
@@ -331,98 +262,3 @@ def describe_window(window: BehaviorWindow) -> list[WindowClick]:
         )
         for click in window.clicks
     ]
-
-
-class PopularItems(Protocol):
-    """The popular lists of a model version, most popular first."""
-
-    @property
-    def overall(self) -> Sequence[str]:
-        """Item ids over the whole catalog."""
-
-    @property
-    def by_category(self) -> Mapping[str, Sequence[str]]:
-        """Item ids of each category."""
-
-
-class PopularSnapshot(Protocol):
-    """What a popular answer needs of a serving snapshot."""
-
-    @property
-    def model_version(self) -> str:
-        """The version that the lists are part of."""
-
-    @property
-    def activation(self) -> int:
-        """Offset of the version's record on `models`."""
-
-    @property
-    def trained_at_ms(self) -> int:
-        """When the lists were counted."""
-
-    @property
-    def popular(self) -> PopularItems:
-        """The lists."""
-
-
-class ItemFacts(Protocol):
-    """What a popular answer needs of the catalog."""
-
-    def category(self, item_id: str) -> str | None:
-        """Return the item's category; None where it has none or is unknown."""
-
-    def is_available(self, item_id: str) -> bool:
-        """Return False for a removed or unavailable item."""
-
-
-def popular_list(
-    snapshot: PopularSnapshot,
-    catalog: ItemFacts,
-    *,
-    user_id: str,
-    limit: int,
-    window_item_ids: Sequence[str] = (),
-    exclude: Collection[str] = (),
-) -> RecallList:
-    """Return the answer for a user without a personal list.
-
-    Every other item is popular in a category of the user's window, where there is one: the categories take turns, most
-    clicked first. The rest is popular overall.
-
-    Args:
-        snapshot: the version in service.
-        catalog: categories and availability.
-        user_id: whom the list is for.
-        limit: how many items at the most.
-        window_item_ids: the user's clicked items, left out of the list; empty where nothing is known.
-        exclude: further item ids to leave out.
-
-    Returns:
-        A list with source `popular`; an item's score is 1 / its place, and it belongs to no interest.
-    """
-    clicked = Counter(filter(None, (catalog.category(item_id) for item_id in window_item_ids)))
-    categories = sorted(clicked, key=lambda category: (-clicked[category], category))
-    in_categories = _take_turns([snapshot.popular.by_category.get(category, ()) for category in categories])
-    candidates = _take_turns([list(in_categories), snapshot.popular.overall])
-
-    taken = {*window_item_ids, *exclude}
-    chosen: list[RankedItem] = []
-    for item_id in candidates:
-        if len(chosen) == limit:
-            break
-        if item_id in taken or not catalog.is_available(item_id):
-            continue
-        taken.add(item_id)
-        chosen.append(RankedItem(item_id, 1.0 / (len(chosen) + 1), None))
-    return RecallList(
-        user_id=user_id,
-        items=chosen,
-        computed_at_ms=snapshot.trained_at_ms,
-        activation=snapshot.activation,
-        model_version=snapshot.model_version,
-        source="popular",
-    )
-
-
-def _take_turns(lists: Sequence[Sequence[str]]) -> Iterator[str]:
-    return (item_id for turn in zip_longest(*lists) for item_id in turn if item_id is not None)

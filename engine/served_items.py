@@ -18,9 +18,9 @@ from engine import metrics
 from engine.ann.index import Vectors
 from engine.ann.live import LiveIndex, SearchableVectors
 from engine.catalog import Catalog
+from engine.item_rows import ItemRows
 from engine.model import InterestModel
 from engine.model.features import ItemInput
-from engine.recall import ItemRows
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, make_index
 

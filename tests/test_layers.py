@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"engine.errors", "engine.events", "engine.window", "engine.settings", "engine.metrics", "engine.logs"}
+LEAVES = {
+    "engine.errors",
+    "engine.events",
+    "engine.window",
+    "engine.settings",
+    "engine.metrics",
+    "engine.logs",
+    "engine.item_rows",
+}
 ENGINE_CORE = {
     "engine.recall",
     "engine.refresh",
@@ -23,6 +31,7 @@ ENGINE_CORE = {
     "engine.pulse",
     "engine.erasures",
     "engine.served_items",
+    "engine.popular",
 }
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
@@ -30,6 +39,8 @@ MAY_IMPORT = {
     "engine.store": LEAVES | {"engine.store"},
     "engine.log": LEAVES | {"engine.log"},
     "engine.pulse": {"engine.errors"},
+    "engine.item_rows": set(),
+    "engine.popular": {"engine.recall"},
     "engine.catalog": LEAVES | {"engine.log"},
     "engine.erasures": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},

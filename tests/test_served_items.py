@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,6 @@ from engine.log import Record
 from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import ItemInput
 from engine.model.mind import MindNetwork
-from engine.recall import ItemRows
 from engine.served_items import ServedItems
 from engine.settings import Settings
 from engine.snapshot import PopularLists, ServingSnapshot
@@ -240,26 +238,6 @@ def test_malformed_items_change_nothing(shop: Shop) -> None:
     asyncio.run(shop.catalog.apply([Record("items", 0, 0, NOON_MS, b"x", value, {}) for value in values]))
 
     assert shop.recall(*LAMPS[:4]) == before
-
-
-def ranks(rows: ItemRows) -> list[str]:
-    return [rows.item_ids[row] for row in np.argsort(rows.ranks, kind="stable").tolist()]
-
-
-@pytest.mark.parametrize("first", [(), ("m",), tuple(f"{at:05d}" for at in range(0, 3_000, 3))])
-def test_ranks_order_ids_wherever_new_ones_come(first: Sequence[str]) -> None:
-    rows = ItemRows(first)
-    drawn = np.random.default_rng(5)
-    names = [f"{at:05d}" for at in drawn.integers(3_000, size=500).tolist()] + ["m" + "a" * at for at in range(60)]
-
-    for name in names:
-        row = rows.add(name)
-        assert rows.item_ids[row] == name
-        assert rows.add(name) == row
-
-    assert ranks(rows) == sorted({*first, *names})
-    assert len(set(rows.ranks.tolist())) == len(rows)
-    assert int(rows.ranks.max()) < 2**32
 
 
 @pytest.fixture

@@ -14,16 +14,8 @@ from typing import Any, Protocol
 import msgspec
 
 from engine.events import ClickEvent, ItemEvent
-from engine.recall import (
-    InterestSummary,
-    ItemFacts,
-    PopularItems,
-    PopularSnapshot,
-    RecallList,
-    WindowClick,
-    encode_list,
-    popular_list,
-)
+from engine.popular import ItemFacts, PopularItems, PopularSnapshot, popular_list
+from engine.recall import InterestSummary, RecallList, WindowClick, encode_list
 from engine.serving import refusals
 from engine.serving.queries import RecallQuery
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from engine.recall import ItemRows, ListLimits, merge
+from engine.item_rows import ItemRows
+from engine.recall import ListLimits, merge
 from trainer.offline.neural import InterestMethod
 from trainer.offline.search import TOP, OnDone, chunks, top_rows
 from trainer.offline.sets import Question
