@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ann.index import order_keys
 from engine.errors import MalformedEvent
 from engine.item_rows import ItemRows
 from engine.settings import Settings
@@ -165,8 +166,8 @@ def merge(
         At most `limits.size` items, fewer only where the candidates run out; best first, ties by item id.
     """
     kept = (rows >= 0) & np.isfinite(scores) & ~unavailable[rows]
-    found, score = rows[kept], scores[kept] + np.float32(0.0)  # -0.0 becomes 0.0: they are a tie
-    best_first = np.argsort(_descending(score, items.ranks[found]), kind="stable")
+    found, score = rows[kept], scores[kept] + np.float32(0.0)  # never -0.0
+    best_first = np.argsort(order_keys(score, items.ranks[found]), kind="stable")
     found, score, slots = found[best_first], score[best_first], np.nonzero(kept)[0][best_first]
 
     chosen = _choose(found.tolist(), slots.tolist(), seen=seen, slot_count=len(interests), limits=limits)
@@ -174,16 +175,6 @@ def merge(
         RankedItem(items.item_ids[row], value, interests[slot])
         for row, value, slot in zip(found[chosen].tolist(), score[chosen].tolist(), slots[chosen].tolist(), strict=True)
     ]
-
-
-def _descending(scores: NDArray[np.float32], ranks: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return keys that sort ascending as (score descending, rank ascending) does.
-
-    A float's bits, with the sign bit flipped (all bits, of a negative one), order as the floats do.
-    """
-    bits = scores.view(np.uint32)
-    ascending = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return (~ascending).astype(np.uint64) << np.uint64(32) | ranks
 
 
 def _choose(

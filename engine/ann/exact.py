@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, nothing_found, rank
+from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, no_rows, rank
 
 _SCORES_AT_ONCE = 32_000_000
 """Scores held at a time: 128 MB."""
@@ -36,17 +36,24 @@ class ExactIndex:
 
     def search(self, interests: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Return the *k* best items of each interest; see `ItemIndex.search`."""
+        return rank(self.vectors, *self._find(interests, k))
+
+    def candidates(self, interests: Vectors, k: int) -> Rows:
+        """Return the rows of the *k* best items of each interest; see `ItemIndex.candidates`."""
+        return self._find(interests, k)[1]
+
+    def _find(self, interests: Vectors, k: int) -> tuple[Vectors, Rows]:
         queries, finite = check_interests(interests, self.dimensions)
-        rows, scores = nothing_found(len(queries), k)
+        rows = no_rows(len(queries), k)
         width = min(k, self.size)
         if not len(queries) or not width:
-            return rows, scores
+            return queries, rows
         step = max(1, _SCORES_AT_ONCE // self.size)
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
             rows[part, :width] = self._best(queries[part], width)
         rows[~finite] = NO_ROW
-        return rank(self.vectors, queries, rows)
+        return queries, rows
 
     def _best(self, queries: Vectors, k: int) -> Rows:
         """Return the (Q, k) best rows; of items equal at the last place, those of the lowest rows."""

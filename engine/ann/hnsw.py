@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.ann import check
-from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, nothing_found, rank
+from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, no_rows, rank
 from engine.errors import DamagedIndex
 
 M = 16
@@ -168,17 +168,27 @@ class HnswIndex:
 
     def search(self, interests: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Return about the *k* best items of each interest; see `ItemIndex.search`."""
-        queries, finite = check_interests(interests, self.dimensions)
-        rows, scores = nothing_found(len(queries), k)
-        width = min(k, self.size)
-        if not len(queries) or not width:
-            return rows, scores
-        self.widen(int(width * EF_PER_ITEM))
-        rows[:, :width] = self._candidates(queries, width)
-        rows[~finite] = NO_ROW
-        return rank(self.vectors, queries, rows)
+        self.widen(int(min(k, self.size) * EF_PER_ITEM))
+        return rank(self.vectors, *self._find(interests, k))
 
-    def _candidates(self, queries: Vectors, k: int) -> Rows:
+    def candidates(self, interests: Vectors, k: int) -> Rows:
+        """Return the rows of about the *k* best items of each interest; see `ItemIndex.candidates`.
+
+        As many as `ef` cost no more than one; the far end of them is poor.
+        """
+        self.widen(min(k, self.size))
+        return self._find(interests, k)[1]
+
+    def _find(self, interests: Vectors, k: int) -> tuple[Vectors, Rows]:
+        queries, finite = check_interests(interests, self.dimensions)
+        rows = no_rows(len(queries), k)
+        width = min(k, self.size)
+        if len(queries) and width:
+            rows[:, :width] = self._reach(queries, width)
+        rows[~finite] = NO_ROW
+        return queries, rows
+
+    def _reach(self, queries: Vectors, k: int) -> Rows:
         try:
             labels, _ = self._graph.knn_query(queries, k=k, num_threads=self._threads)
         except RuntimeError:  # some query reached fewer than k items

@@ -16,10 +16,13 @@ from engine.errors import DimensionMismatch, ItemIndexError
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
+_SIGN, _LOW_HALF = np.uint32(1 << 31), np.uint64(2**32 - 1)
 NO_ROW = -1
 """Fills the places of an answer for which there is no item; its score is minus infinity."""
-_QUERIES_AT_ONCE = 256
+_QUERIES_AT_ONCE = 8
+"""Few, so that the gathered vectors of their candidates stay in a core's cache."""
 
 
 class ItemIndex(Protocol):
@@ -50,6 +53,9 @@ class ItemIndex(Protocol):
 
         Any number of threads may search at once.
         """
+
+    def candidates(self, interests: Vectors, k: int) -> Rows:
+        """Return the (Q, k) rows that `search` would, in no order and without their scores; -1 where there is none."""
 
 
 def check_item_vectors(vectors: npt.ArrayLike) -> Vectors:
@@ -100,15 +106,52 @@ def rank(vectors: Vectors, interests: Vectors, rows: Rows) -> tuple[Rows, Vector
     Returns:
         (Q, k) rows and scores, ordered as `ItemIndex.search` promises.
     """
-    scores = np.empty(rows.shape, dtype=np.float32)
+    keys = np.sort(order_keys(score(vectors, interests, rows), rows.astype(np.uint32)), axis=1)
+    return _rows_of(keys), _scores_of(keys)
+
+
+def score(vectors: Vectors, interests: Vectors, rows: Rows) -> Vectors:
+    """Return the (Q, k) inner products of interests (Q, D) with the items at *rows* (Q, k); -inf where a row is -1.
+
+    Summed by einsum, whose answer for an item doesn't depend on what stands beside it: a matrix product's does, in the
+    last bits, and items with equal vectors would be told apart.
+    """
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    if not len(vectors):
+        return scores
     for start in range(0, len(rows), _QUERIES_AT_ONCE):
         part = slice(start, start + _QUERIES_AT_ONCE)
-        scores[part] = np.einsum("qkd,qd->qk", vectors[rows[part]], interests[part])
-    scores[rows == NO_ROW] = -np.inf
-    order = np.lexsort((rows, -scores), axis=1)
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        scores[part] = np.einsum("qkd,qd->qk", vectors.take(rows[part], axis=0), interests[part])
+    scores[(rows == NO_ROW) | np.isnan(scores)] = -np.inf
+    return scores
+
+
+def order_keys(scores: Vectors, ranks: npt.NDArray[np.unsignedinteger]) -> Keys:
+    """Return uint64 keys that sort ascending as (score descending, rank ascending) does; ranks are below 2^32.
+
+    A float's bits, with the sign bit flipped (all bits, of a negative one), order as the floats do. No score is NaN.
+    """
+    bits = (scores + np.float32(0.0)).view(np.uint32)  # -0.0 becomes 0.0: they are a tie
+    ascending = np.where(bits >> 31, ~bits, bits | _SIGN)
+    return (~ascending).astype(np.uint64) << np.uint64(32) | ranks
+
+
+def _rows_of(keys: Keys) -> Rows:
+    rows = (keys & _LOW_HALF).astype(np.int64)
+    rows[rows == _LOW_HALF] = NO_ROW
+    return rows
+
+
+def _scores_of(keys: Keys) -> Vectors:
+    ascending = ~(keys >> np.uint64(32)).astype(np.uint32)
+    return np.where(ascending >> 31, ascending ^ _SIGN, ~ascending).view(np.float32)
+
+
+def no_rows(queries: int, k: int) -> Rows:
+    """Return (Q, k) rows without any item."""
+    return np.full((queries, k), NO_ROW, dtype=np.int64)
 
 
 def nothing_found(queries: int, k: int) -> tuple[Rows, Vectors]:
     """Return an answer of (Q, k) without any item."""
-    return np.full((queries, k), NO_ROW, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32)
+    return no_rows(queries, k), np.full((queries, k), -np.inf, dtype=np.float32)
