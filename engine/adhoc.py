@@ -36,6 +36,8 @@ class Filter:
 class AdHocLists(ListMaker):
     """Makes lists under one snapshot for whoever asks; see `ListMaker` for the rules of a list."""
 
+    KEEPS_POOLS = False
+
     def recall(self, window: BehaviorWindow, profile: Profile) -> RecallList | None:
         """Return the list that an engine makes of *window*; None where no click in it forms an interest.
 
@@ -56,7 +58,7 @@ class AdHocLists(ListMaker):
         blocked = self._served.unavailable | self._items.mask([*keep.exclude, *self._unwanted(window)])
         if keep.category is not None:
             blocked |= ~self._items.mask(self._catalog.items_in(keep.category))
-        items = self._best(interests.vectors[0][interests.mask[0]], numbers, blocked, self._limits)
+        items = self._best(interests.vectors[0][interests.mask[0]], numbers, blocked, ListLimits.of(self._settings))
         return self._describe(behavior, items, interests, 0, numbers)
 
     def recall_without(
@@ -124,5 +126,5 @@ class AdHocLists(ListMaker):
         rows, exact = rank(self._index.vectors, vectors, chosen)
         return merge(rows, exact, numbers, items=self._items, unavailable=blocked, seen=(), limits=limits)
 
-    def _audit(self, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """Leave the audit to the engines, whose searches the lists come from."""
+    def _keys(self, behaviors: Sequence[Behavior]) -> list[str]:
+        return [str(place) for place in range(len(behaviors))]  # variants of one window, kept for no later call

@@ -92,8 +92,16 @@ LISTS_ON_CURRENT_VERSION = Gauge(
     "Share of the users with a list whom the version in service has refreshed.",
 )
 RECALL_AUDIT = Gauge(
-    "mindstream_recall_at_k_audit", "Share of the exact nearest items that sampled index searches found."
+    "mindstream_recall_at_k_audit", "Share of the items of sampled lists, made by exact search, that the lists hold."
 )
+INDEX_EF = Gauge("mindstream_index_ef", "Candidates that a search of the index looks at now.")
+POOL_BOUND = Gauge(
+    "mindstream_pool_bound", "Share of its length that an interest moves at the most without a new search, as of now."
+)
+INTERESTS = Counter("mindstream_interests_total", "Interests in use, by how their items were found.", ["way"])
+for _way in ("searched", "scored_again"):
+    INTERESTS.labels(_way)
+CANDIDATE_POOLS = Gauge("mindstream_candidate_pools", "Users whose last searches are kept to be scored again.")
 
 CATALOG_ITEMS = Gauge("mindstream_catalog_items", "Items of the catalog, removed ones not counted.")
 ITEMS_REJECTED = Counter(

@@ -10,8 +10,7 @@ user a list and nobody else: where a batch fails and a sound window passes, the 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -26,15 +25,8 @@ from engine.log import Message
 from engine.log.publisher import MAX_MESSAGE_BYTES
 from engine.logs import user_tag
 from engine.model import NEGATIVE_EVENT_TYPES, InterestModel, Interests, UserInput
-from engine.recall import (
-    ListLimits,
-    RankedItem,
-    RecallList,
-    describe_window,
-    encode_list,
-    merge,
-    summarize_interests,
-)
+from engine.recall import RankedItem, RecallList, describe_window, encode_list, summarize_interests
+from engine.recaller import Recaller
 from engine.served_items import ServedItems
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot
@@ -43,9 +35,6 @@ from engine.store.windows import PartitionStore, Refreshed
 from engine.window import BehaviorWindow
 
 TOPIC = "recall-lists"
-AUDIT_EVERY = 50
-"""One micro-batch of so many has some of its searches repeated exactly."""
-AUDITED_SEARCHES = 8
 
 log = structlog.get_logger()
 
@@ -118,6 +107,9 @@ class Behavior:
 class ListMaker:
     """Makes lists under one snapshot, of its items and those that the catalog has added since."""
 
+    KEEPS_POOLS = True
+    """Whether the same users come again and again."""
+
     def __init__(
         self, settings: Settings, snapshot: ServingSnapshot, catalog: Catalog, *, epoch: str, now_ms: Callable[[], int]
     ) -> None:
@@ -131,8 +123,9 @@ class ListMaker:
         self._index, self._items = self._served.index, self._served.rows
         self._known_items = self._model.vocabulary.item_rows.keys()
         self._attributes = [field.name for field in self._model.vocabulary.profile_fields]
-        self._limits = ListLimits.of(settings)
-        self._batches = 0
+        self._recaller = Recaller(
+            settings, self._served, interests=self._model.config.interests, keeps_pools=self.KEEPS_POOLS
+        )
 
     def adopt(self, snapshot: ServingSnapshot) -> bool:
         """Make the lists of *snapshot* from now on and return True; False where it is another version.
@@ -195,7 +188,6 @@ class ListMaker:
         routed_at_ms = self._now_ms()
         with metrics.STAGE.labels("search").time():
             lists = self._make_lists(behaviors, interests)
-            self._batches += 1
             return [
                 self._conclude(behavior, None if recall_list is None else _encode(recall_list, routed_at_ms))
                 for behavior, recall_list in zip(behaviors, lists, strict=True)
@@ -236,56 +228,21 @@ class ListMaker:
         return interests
 
     def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> list[RecallList | None]:
-        vectors = interests.vectors[interests.mask]  # (Q, D): interests not in use never search
         self._served.catch_up()
-        rows, scores = self._index.search(vectors, self._search_size())
-        if len(vectors) and self._batches % AUDIT_EVERY == 0:
-            self._audit(vectors, rows)
-        counts = interests.mask.sum(axis=1)
-        ends = np.cumsum(counts)
+        keys = self._keys(behaviors)
+        found = self._recaller.recall(keys, interests, [self._unwanted(behavior.window) for behavior in behaviors])
         lists: list[RecallList | None] = []
-        for place, behavior in enumerate(behaviors):
-            own = slice(ends[place] - counts[place], ends[place])
+        for place, (behavior, items) in enumerate(zip(behaviors, found, strict=True)):
             numbers = np.flatnonzero(interests.mask[place]).tolist()
-            items = self._merge(behavior, vectors[own], rows[own], scores[own], numbers) if numbers else []
             is_due = bool(numbers) or behavior.has_list
             lists.append(self._describe(behavior, items, interests, place, numbers) if is_due else None)
+            if not behavior.window.clicks:
+                self._recaller.forget(keys[place])
         return lists
 
-    def _search_size(self) -> int:
-        """Return how many items each interest searches, so that the list is full without the seen and unavailable."""
-        size, available = len(self._items), len(self._items) - int(self._served.unavailable.sum())
-        wanted = self._limits.size + min(self._settings.window_max_clicks, self._limits.size)
-        return max(1, min(size, math.ceil(wanted * size / max(available, 1))))
-
-    def _merge(
-        self,
-        behavior: Behavior,
-        vectors: np.ndarray,
-        rows: np.ndarray,
-        scores: np.ndarray,
-        numbers: Sequence[int],
-    ) -> list[RankedItem]:
-        """Return the user's items; where the search found too few that may be shown, all items are candidates."""
-        seen = self._items.rows(self._unwanted(behavior.window))
-        ranked = self._rank(rows, scores, numbers, seen)
-        if len(ranked) < self._limits.size and rows.shape[1] < len(self._items):
-            every_row = np.broadcast_to(np.arange(len(self._items)), (len(vectors), len(self._items)))
-            ranked = self._rank(every_row, vectors @ self._index.vectors.T, numbers, seen)
-        return ranked
-
-    def _rank(
-        self, rows: np.ndarray, scores: np.ndarray, numbers: Sequence[int], seen: Collection[int]
-    ) -> list[RankedItem]:
-        return merge(
-            rows,
-            scores,
-            numbers,
-            items=self._items,
-            unavailable=self._served.unavailable,
-            seen=seen,
-            limits=self._limits,
-        )
+    def _keys(self, behaviors: Sequence[Behavior]) -> list[str]:
+        """Return what the recaller may remember each user by."""
+        return [behavior.user_id for behavior in behaviors]
 
     def _unwanted(self, window: BehaviorWindow) -> set[str]:
         """Return the items that stay out of the list: all of the window, or those the user turned down."""
@@ -319,16 +276,6 @@ class ListMaker:
             epoch=self._epoch,
             model_version=self.snapshot.model_version,
         )
-
-    def _audit(self, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """Search a few interests exactly, and show which share of the true best the index found."""
-        depth = min(self._limits.size, rows.shape[1])
-        sampled = np.linspace(0, len(vectors) - 1, num=min(AUDITED_SEARCHES, len(vectors)), dtype=np.int64)
-        shares = []
-        for place in sampled.tolist():
-            best = self._index.search_exactly(vectors[place], depth)
-            shares.append(len(np.intersect1d(best, rows[place, :depth])) / depth)
-        metrics.RECALL_AUDIT.set(float(np.mean(shares)))
 
 
 def _gather(taken: Taken, outcomes: Sequence[Outcome]) -> Made:

@@ -17,7 +17,7 @@ The merge, in order:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -141,6 +141,18 @@ class ListLimits:
         return math.ceil(self.cap * self.size)
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What the interests of B users found, M places each; a row of -1 or a score that isn't finite is no item."""
+
+    rows: NDArray[np.int64]
+    """(B, M) item rows, each once a user."""
+    scores: NDArray[np.float32]
+    """(B, M) inner products with the interest that scores the item best."""
+    slots: NDArray[np.int64]
+    """(B, M) which interest that is, of those that the user has in use."""
+
+
 def merge(
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
@@ -165,48 +177,108 @@ def merge(
     Returns:
         At most `limits.size` items, fewer only where the candidates run out; best first, ties by item id.
     """
-    kept = (rows >= 0) & np.isfinite(scores) & ~unavailable[rows]
-    found, score = rows[kept], scores[kept] + np.float32(0.0)  # never -0.0
-    best_first = np.argsort(order_keys(score, items.ranks[found]), kind="stable")
-    found, score, slots = found[best_first], score[best_first], np.nonzero(kept)[0][best_first]
+    found, score, slots = rows.ravel(), scores.ravel(), np.repeat(np.arange(len(rows), dtype=np.int64), rows.shape[1])
+    best_first = np.lexsort((slots, np.where(np.isfinite(score), -score, np.inf)))
+    once = best_first[np.unique(found[best_first], return_index=True)[1]]
+    candidates = Candidates(found[None, once], score[None, once], slots[None, once])
+    return merge_many(candidates, [interests], items=items, unavailable=unavailable, seen=[seen], limits=limits)[0]
 
-    chosen = _choose(found.tolist(), slots.tolist(), seen=seen, slot_count=len(interests), limits=limits)
-    return [
-        RankedItem(items.item_ids[row], value, interests[slot])
-        for row, value, slot in zip(found[chosen].tolist(), score[chosen].tolist(), slots[chosen].tolist(), strict=True)
-    ]
+
+def merge_many(
+    found: Candidates,
+    interests: Sequence[Sequence[int]],
+    *,
+    items: ItemRows,
+    unavailable: NDArray[np.bool_],
+    seen: Sequence[Collection[int]],
+    limits: ListLimits,
+) -> list[list[RankedItem]]:
+    """Return the lists of B users, each as `merge` makes it.
+
+    Args:
+        found: the candidates.
+        interests: B times the ascending numbers of the user's interests in use.
+        items: the version's items.
+        unavailable: (N,) bool, True where an item is removed or not available.
+        seen: B times the rows that the user is not to get.
+        limits: size, floor and cap.
+    """
+    scores = found.scores + np.float32(0.0)  # never -0.0
+    is_out = (found.rows < 0) | ~np.isfinite(scores) | unavailable[found.rows]
+    scores[is_out] = -np.inf
+    ends = (is_out.shape[1] - is_out.sum(axis=1)).tolist()
+    best_first = _best_first(scores, found.rows, ends, items.ranks)
+    rows, slots = (np.take_along_axis(part, best_first, axis=1) for part in (found.rows, found.slots))
+    scores = np.take_along_axis(scores, best_first, axis=1)
+    lists = []
+    for user, (end, numbers) in enumerate(zip(ends, interests, strict=True)):
+        chosen = _choose(rows[user, :end], slots[user, :end], seen=seen[user], slot_count=len(numbers), limits=limits)
+        picked = rows[user, chosen].tolist(), scores[user, chosen].tolist(), slots[user, chosen].tolist()
+        lists.append(
+            [RankedItem(items.item_ids[row], value, numbers[slot]) for row, value, slot in zip(*picked, strict=True)]
+        )
+    return lists
+
+
+def _best_first(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], ends: Sequence[int], ranks: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Return (B, M) places by falling score, ties by the items' ranks; the first of *ends* count.
+
+    Keys that hold the place are sorted some ten times faster than places by keys, so ties are put right afterwards.
+    """
+    keys = np.sort(order_keys(scores, np.arange(scores.shape[1], dtype=np.uint64)), axis=1)
+    places = (keys & np.uint64(2**32 - 1)).astype(np.int64)
+    values = keys >> np.uint64(32)
+    tied = values[:, 1:] == values[:, :-1]
+    for user in np.flatnonzero(tied.any(axis=1)).tolist():
+        if tied[user, : max(ends[user] - 1, 0)].any():
+            places[user] = np.argsort(order_keys(scores[user], ranks[rows[user]]), kind="stable")
+    return places
 
 
 def _choose(
-    rows: Sequence[int], slots: Sequence[int], *, seen: Collection[int], slot_count: int, limits: ListLimits
+    rows: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    *,
+    seen: Collection[int],
+    slot_count: int,
+    limits: ListLimits,
 ) -> list[int]:
-    """Return the positions of the chosen candidates, ascending; candidates come best first.
+    """Return the positions of the chosen candidates, ascending; candidates come best first, each item once.
 
     What an interest gets is always a prefix of its own candidates, so a candidate's turn follows from its place among
-    them alone: within the floor, within the cap, or beyond it. A plain walk that stops early beats array operations
-    here: a thousand candidates are too few to pay for those.
+    them alone: within the floor, within the cap, or beyond it. A plain walk that ends once the list is full, and a look
+    for what a floor still lacks then, beat array operations over all candidates.
     """
-    floor, cap = limits.floor_count(slot_count), limits.cap_count
+    floor, cap, places = limits.floor_count(slot_count), limits.cap_count, [0] * slot_count
     within_floor: list[int] = []
     within_cap: list[int] = []
     beyond: list[int] = []
-    taken, places, short = set(seen), [0] * slot_count, slot_count if floor else 0
-    for position, (row, slot) in enumerate(zip(rows, slots, strict=True)):
-        if row in taken:
+    end, left = 0, limits.size
+    for end, (row, slot) in enumerate(_walk(rows, slots, at_hand=left + len(seen)), start=1):
+        if row in seen:
             continue
-        taken.add(row)
         place = places[slot]
         places[slot] = place + 1
-        if place < floor:
-            within_floor.append(position)
-            short -= place + 1 == floor
-        elif place < cap:
-            within_cap.append(position)
-        else:
-            beyond.append(position)
-        if not short and len(within_floor) + len(within_cap) >= limits.size:
+        if place >= cap:
+            beyond.append(end - 1)
+            continue
+        (within_floor if place < floor else within_cap).append(end - 1)
+        left -= 1
+        if not left:
             break
+    for slot in (slot for slot, place in enumerate(places) if place < floor):
+        own = np.flatnonzero(slots[end:] == slot) + end
+        free = [position for position in own.tolist() if int(rows[position]) not in seen]
+        within_floor += free[: floor - places[slot]]
     return sorted((within_floor + within_cap + beyond)[: limits.size])
+
+
+def _walk(rows: NDArray[np.int64], slots: NDArray[np.int64], *, at_hand: int) -> Iterator[tuple[int, int]]:
+    """Yield row and slot of each candidate; the first *at_hand*, which often suffice, are made ready together."""
+    for part in (slice(at_hand), slice(at_hand, None)):
+        yield from zip(rows[part].tolist(), slots[part].tolist(), strict=True)
 
 
 def summarize_interests(

@@ -109,6 +109,14 @@ class Settings(BaseSettings):
     """What searches the items: an hnswlib graph, or exact search."""
     index_ef: int = Field(default=200, ge=10, le=10_000)
     """Candidates hnswlib keeps while it searches; higher finds more and costs more."""
+    index_ef_max: int = Field(default=1_000, ge=10, le=10_000)
+    """Up to so many, an engine raises `index_ef` by itself while its lists hold less than `recall_target`."""
+    recall_target: float = Field(default=0.98, ge=0.5, le=1.0)
+    """Share of an exactly made list that lists are to hold; sampled lists are compared all the time."""
+    pool_mb: int = Field(default=256, ge=0, le=1_000_000)
+    """Memory for what users' last searches found, in megabytes; 0 keeps nothing, and every interest searches."""
+    pool_bound: float = Field(default=0.3, ge=0.0, le=1.0)
+    """An interest that moved less than this share of its length since a search scores again what that search found."""
     index_rebuild_at: int = Field(default=10_000, ge=100, le=10_000_000)
     """New and changed items that are searched beside the index; with more of them it is built again meanwhile."""
     torch_threads: int = Field(default=1, ge=1, le=256)

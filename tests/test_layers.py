@@ -32,6 +32,8 @@ ENGINE_CORE = {
     "engine.erasures",
     "engine.served_items",
     "engine.popular",
+    "engine.recaller",
+    "engine.recall_audit",
 }
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.model"},
@@ -41,6 +43,8 @@ MAY_IMPORT = {
     "engine.pulse": {"engine.errors"},
     "engine.item_rows": set(),
     "engine.popular": {"engine.recall"},
+    "engine.recaller": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann"},
+    "engine.recall_audit": LEAVES | {"engine.ann"},
     "engine.catalog": LEAVES | {"engine.log"},
     "engine.erasures": LEAVES | {"engine.log"},
     "engine.recall": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann", "engine.store", "engine.log"},

@@ -651,7 +651,7 @@ class FragileModel:
 
     def __init__(self, item_id: str, *, answers_nan: bool = False) -> None:
         self._sound, self._item_id, self._answers_nan = make_model(), item_id, answers_nan
-        self.vocabulary = self._sound.vocabulary
+        self.vocabulary, self.config = self._sound.vocabulary, self._sound.config
         self.is_broken = False
 
     def interests(self, users: Sequence[UserInput]) -> Interests:

@@ -42,6 +42,9 @@ class ExactIndex:
         """Return the rows of the *k* best items of each interest; see `ItemIndex.candidates`."""
         return self._find(interests, k)[1]
 
+    def widen(self, ef: int) -> None:
+        """Change nothing: every item is looked at."""
+
     def _find(self, interests: Vectors, k: int) -> tuple[Vectors, Rows]:
         queries, finite = check_interests(interests, self.dimensions)
         rows = no_rows(len(queries), k)

@@ -57,6 +57,9 @@ class ItemIndex(Protocol):
     def candidates(self, interests: Vectors, k: int) -> Rows:
         """Return the (Q, k) rows that `search` would, in no order and without their scores; -1 where there is none."""
 
+    def widen(self, ef: int) -> None:
+        """Look at *ef* candidates at least in every search from now on; an exact index looks at all anyway."""
+
 
 def check_item_vectors(vectors: npt.ArrayLike) -> Vectors:
     """Return *vectors* as a contiguous (N, D) float32 array that nobody can write to.

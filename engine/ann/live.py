@@ -24,6 +24,8 @@ from engine.ann.index import NO_ROW, ItemIndex, Rows, Vectors, check_interests, 
 SPARE = 8
 """The base is asked for so many more, and for more still, until what no longer counts shortens no answer."""
 GROWTH = 1.25
+SELDOM = 8
+"""Where at most one row of the base in so many no longer counts, candidates are taken as they come."""
 
 log = structlog.get_logger()
 Kind = TypeVar("Kind", bound=np.generic)
@@ -65,8 +67,12 @@ class LiveIndex:
         self._places: Rows = np.arange(base.size, dtype=np.int64)  # of each row in the base
         self._is_absent = np.zeros(base.size, dtype=np.bool_)
         self._row_count = base.size
+        self._ef = 0
         self._delta: dict[int, None] = {}
         self._delta_rows: Rows = np.empty(0, dtype=np.int64)
+        self._is_in_delta = np.zeros(base.size, dtype=np.bool_)
+        self.generation = 0
+        """Grows with each new base: what the one before found may lack items of this one."""
         self._changed_since_build: set[int] | None = None
         self._built: _Built | None = None
         self._building: threading.Thread | None = None
@@ -132,10 +138,45 @@ class LiveIndex:
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
+    def base_candidates(self, interests: Vectors, k: int) -> Rows:
+        """Return (Q, k) rows of the base that each of the (Q, D) interests is near to, in no order; -1 for none.
+
+        With `delta_candidates` and without those that `is_gone`, they are what `search` chooses from; the base's are
+        worth keeping, for as long as `generation` stays.
+        """
+        if SELDOM * self._stale > self._base.size:
+            return self._search_base(interests, k)[0]
+        places = self._base.candidates(interests, k)
+        return np.where(places == NO_ROW, NO_ROW, self._base_rows[places])
+
+    def delta_candidates(self, interests: Vectors, k: int) -> Rows:
+        """Return (Q, k or fewer) rows beside the base, the best of each of the (Q, D) interests, in no order."""
+        rows = self._delta_rows
+        if len(rows) <= k:
+            return np.broadcast_to(rows, (len(interests), len(rows)))
+        scores = interests @ self._vectors[rows].T
+        return rows[np.argpartition(-scores, k - 1, axis=1)[:, :k]]
+
+    def is_gone(self, rows: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.bool_]:
+        """Return where *rows*, which were found in the base, have left it: removed, or changed and in the delta."""
+        is_gone: npt.NDArray[np.bool_] = rows == NO_ROW
+        if self._stale:
+            is_gone |= self._is_absent[rows] | self._is_in_delta[rows]
+        return is_gone
+
+    def is_absent(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return which of *rows* no search finds: removed."""
+        return self._is_absent[rows]
+
+    def widen(self, ef: int) -> None:
+        """Look at *ef* candidates at least in every search of the base from now on; see `HnswIndex.widen`."""
+        self._ef = max(self._ef, ef)
+        self._base.widen(self._ef)
+
     def search_exactly(self, interest: Vectors, k: int) -> Rows:
         """Return the rows of the *k* best items of now, in no order, by a look at all of them; (D,) *interest*."""
         scores = np.where(self._is_absent[: self._row_count], np.float32(-np.inf), self.vectors @ interest)
-        return np.argpartition(-scores, k - 1)[:k]
+        return np.argpartition(-scores, min(k, len(scores)) - 1)[:k]
 
     def catch_up(self) -> None:
         """Take over a base that is ready, and have one built where the bound is reached; between two searches."""
@@ -169,6 +210,8 @@ class LiveIndex:
         changed = self._changed_since_build or set()
         self._built = self._changed_since_build = self._building = None
         self._base, self._base_rows = built.base, built.rows
+        self._base.widen(self._ef)
+        self.generation += 1
         self._places[:] = NO_ROW
         self._places[built.rows] = np.arange(len(built.rows))
         self._is_stale, self._stale = np.zeros(len(built.rows), dtype=np.bool_), 0
@@ -188,6 +231,7 @@ class LiveIndex:
             self._vectors = _grown(self._vectors, capacity, np.float32(0.0))
             self._places = _grown(self._places, capacity, np.int64(NO_ROW))
             self._is_absent = _grown(self._is_absent, capacity, np.bool_(True))
+            self._is_in_delta = _grown(self._is_in_delta, capacity, np.bool_(False))
         self._row_count = max(self._row_count, rows)
 
     def _outdate(self, rows: Rows) -> None:
@@ -199,7 +243,9 @@ class LiveIndex:
             changed.update(rows.tolist())
 
     def _note_delta(self) -> None:
+        self._is_in_delta[self._delta_rows] = False
         self._delta_rows = np.fromiter(self._delta, dtype=np.int64, count=len(self._delta))
+        self._is_in_delta[self._delta_rows] = True
 
     # --- searches
 

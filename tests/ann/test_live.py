@@ -13,13 +13,10 @@ from engine.ann.hnsw import HnswIndex
 from engine.ann.index import Vectors
 from engine.ann.live import LiveIndex, SearchableVectors
 from engine.errors import DimensionMismatch
+from tests.ann.vectors import make_vectors
 
 D = 8
 BUILDERS = {"exact": ExactIndex, "hnsw": HnswIndex.build}
-
-
-def make_vectors(count: int, seed: int = 1) -> Vectors:
-    return np.random.default_rng(seed).normal(size=(count, D)).astype(np.float32)
 
 
 def make_live(

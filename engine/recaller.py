@@ -1,0 +1,147 @@
+"""Recaller: from many users' interests to their ranked items, under one snapshot.
+
+Stands between the model and the micro-batch. Interests that moved search the index, the others score again what their
+user's searches found (`engine/ann/pooled.py`); the candidates are merged by the rules of `engine/recall.py`. A share of
+the lists is also made exactly, and what that shows decides how hard is searched (`engine/recall_audit.py`).
+One thread at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from engine import metrics
+from engine.ann.pooled import Found, PooledSearch, score_by_best
+from engine.ann.pools import CandidatePools
+from engine.model import Interests
+from engine.recall import Candidates, ListLimits, RankedItem, merge_many
+from engine.recall_audit import RecallAudit
+from engine.served_items import ServedItems
+from engine.settings import Settings
+
+AUDIT_EVERY = 200
+"""One list of so many is also made exactly; fewer on large catalogs, where that takes longer."""
+ITEMS_PER_AUDIT = 200
+MEGABYTE = 10**6
+
+
+class Recaller:
+    """Finds and ranks the items of users; what it returns depends on the interests alone, up to what searches miss."""
+
+    def __init__(self, settings: Settings, served: ServedItems, *, interests: int, keeps_pools: bool) -> None:
+        """Recall from *served*.
+
+        Args:
+            settings: the list's size and shares, and how much memory the pools take.
+            served: the items; the caller has it catch up between two calls.
+            interests: K, the most interests of a user.
+            keeps_pools: remember what users found, and audit; for whoever meets the same users again.
+        """
+        self._settings, self._served, self._interests = settings, served, interests
+        self._keeps_pools = keeps_pools and settings.pool_mb > 0
+        self._limits = ListLimits.of(settings)
+        self._search = self._new_search()
+        self._audit = RecallAudit(settings, served.index, self._search) if keeps_pools else None
+        self._until_audit = 0
+
+    def recall(
+        self, users: Sequence[str], interests: Interests, unwanted: Sequence[Collection[str]]
+    ) -> list[list[RankedItem]]:
+        """Return the items of B users, each with interests in use as long a list as there are items for.
+
+        Args:
+            users: their keys, each once.
+            interests: of those users.
+            unwanted: B times the items that stay out of the user's list.
+        """
+        if self._width() > self._search.width:
+            self._search = self._new_search()
+            if self._audit is not None:
+                self._audit.watch(self._search)
+        lists: list[list[RankedItem]] = []
+        for start in range(0, len(users), self._search.users):
+            part = slice(start, start + self._search.users)
+            lists += self._recall(users[part], interests.vectors[part], interests.mask[part], unwanted[part])
+        return lists
+
+    def forget(self, user: str) -> None:
+        """Forget what *user* found: nothing is left of somebody erased."""
+        self._search.forget(user)
+
+    def _recall(
+        self, users: Sequence[str], vectors: np.ndarray, mask: np.ndarray, unwanted: Sequence[Collection[str]]
+    ) -> list[list[RankedItem]]:
+        found = self._search.find(users, vectors, mask)
+        seen = [self._served.rows.rows(item_ids) for item_ids in unwanted]
+        lists = self._merge(found, mask, seen)
+        for at, ranked in enumerate(lists):
+            if len(ranked) < self._limits.size and mask[at].any() and found.rows.shape[1] < len(self._served.rows):
+                lists[at] = self._exactly(vectors[at], mask[at], seen[at], every=True)
+        if self._audit is not None:
+            self._audit_some(self._audit, lists, found, vectors, mask, seen)
+        return lists
+
+    def _merge(self, found: Found, mask: np.ndarray, seen: Sequence[Collection[int]]) -> list[list[RankedItem]]:
+        # All K have a slot, those not in use hold nothing; only their number sets the floors.
+        places = np.cumsum(mask, axis=1) - 1
+        slots = np.take_along_axis(places, found.slots, axis=1)
+        return merge_many(
+            Candidates(found.rows, found.scores, slots),
+            [np.flatnonzero(used).tolist() for used in mask],
+            items=self._served.rows,
+            unavailable=self._served.unavailable,
+            seen=seen,
+            limits=self._limits,
+        )
+
+    def _exactly(
+        self, vectors: np.ndarray, mask: np.ndarray, seen: Collection[int], *, every: bool = False
+    ) -> list[RankedItem]:
+        """Return one user's items by a look at all of them: of *every* item, or of those that exact searches find."""
+        index, used = self._served.index, np.flatnonzero(mask)
+        count = len(self._served.rows)
+        depth = count if every else min(self._search.width, count)
+        rows = np.unique(np.concatenate([index.search_exactly(vectors[slot], depth) for slot in used.tolist()]))
+        scores, slots = score_by_best(index.vectors, vectors[None], mask[None], rows[None])
+        scores[:, index.is_absent(rows)] = -np.inf
+        return self._merge(Found(rows[None], scores, slots, mask[None]), mask[None], [seen])[0]
+
+    def _audit_some(
+        self,
+        audit: RecallAudit,
+        lists: Sequence[list[RankedItem]],
+        found: Found,
+        vectors: np.ndarray,
+        mask: np.ndarray,
+        seen: Sequence[Collection[int]],
+    ) -> None:
+        metrics.INTERESTS.labels("searched").inc(int(found.searched.sum()))
+        metrics.INTERESTS.labels("scored_again").inc(int((mask & ~found.searched).sum()))
+        metrics.CANDIDATE_POOLS.set(len(self._search))
+        every = max(AUDIT_EVERY, len(self._served.rows) // ITEMS_PER_AUDIT)
+        due = range(self._until_audit, len(lists), every)
+        self._until_audit = due.start + len(due) * every - len(lists)
+        for at in (at for at in due if mask[at].any()):
+            exact = {item.item_id for item in self._exactly(vectors[at], mask[at], seen[at])}
+            if exact:
+                held = sum(item.item_id in exact for item in lists[at])
+                audit.note(held / len(exact), all_searched=bool((found.searched[at] == mask[at]).all()))
+
+    def _width(self) -> int:
+        """Return how many items each interest finds, so that the list is full without the seen and unavailable."""
+        count, available = len(self._served.rows), len(self._served.rows) - int(self._served.unavailable.sum())
+        wanted = self._limits.size + min(self._settings.window_max_clicks, self._limits.size)
+        return max(1, min(count, math.ceil(wanted * count / max(available, 1))))
+
+    def _new_search(self) -> PooledSearch:
+        index = self._served.index
+        width = max(self._width(), min(self._settings.index_ef, len(self._served.rows)))
+        each = CandidatePools.bytes_a_user(interests=self._interests, dimensions=index.dimensions, width=width)
+        users = self._settings.refresh_batch_size
+        if self._keeps_pools:
+            users = max(1, self._settings.pool_mb * MEGABYTE // each)
+        pools = CandidatePools(users=users, interests=self._interests, dimensions=index.dimensions, width=width)
+        return PooledSearch(index, pools, bound=self._settings.pool_bound if self._keeps_pools else 0.0)

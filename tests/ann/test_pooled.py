@@ -1,0 +1,236 @@
+"""Searching only what moved, against exact search by a plain loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.ann.exact import ExactIndex
+from engine.ann.live import LiveIndex
+from engine.ann.pooled import Found, PooledSearch
+from engine.ann.pools import CandidatePools
+from engine.errors import DimensionMismatch
+from tests.ann.vectors import make_vectors
+
+ITEMS, DIMENSIONS, INTERESTS, WIDTH = 400, 16, 3, 30
+
+
+class CountingIndex(ExactIndex):
+    """Exact search that notes what was searched."""
+
+    asked = 0
+
+    def candidates(self, interests: np.ndarray, k: int) -> np.ndarray:
+        self.asked += len(interests)
+        return super().candidates(interests, k)
+
+
+class Searching:
+    """A pooled search over exact search."""
+
+    def __init__(self, *, bound: float = 0.3, users: int = 10, rebuild_at: int = 10**6) -> None:
+        self.base = CountingIndex(make_vectors(ITEMS, DIMENSIONS, seed=5))
+        self.index = LiveIndex(self.base, build=CountingIndex, rebuild_at=rebuild_at)
+        pools = CandidatePools(users=users, interests=INTERESTS, dimensions=DIMENSIONS, width=WIDTH)
+        self.search = PooledSearch(self.index, pools, bound=bound)
+
+    def find(self, vectors: np.ndarray, *, mask: Any = None, users: Any = None) -> Found:
+        used = np.ones(vectors.shape[:2], dtype=np.bool_) if mask is None else np.array(mask)
+        return self.search.find(users or [f"u{at}" for at in range(len(vectors))], vectors, used)
+
+
+def interests(users: int, *, seed: int = 1) -> np.ndarray:
+    return make_vectors(users * INTERESTS, DIMENSIONS, seed=seed).reshape(users, INTERESTS, DIMENSIONS)
+
+
+def moved(vectors: np.ndarray, share: float) -> np.ndarray:
+    """Return interests at a distance of *share* of their length."""
+    steps = interests(len(vectors), seed=9)
+    steps *= share * np.linalg.norm(vectors, axis=2, keepdims=True) / np.linalg.norm(steps, axis=2, keepdims=True)
+    return (vectors + steps).astype(np.float32)
+
+
+def best_of(found: Found, user: int) -> dict[int, tuple[float, int]]:
+    """Return score and interest of each item that was found for a user."""
+    kept = found.rows[user] >= 0
+    pairs = zip(found.scores[user][kept].tolist(), found.slots[user][kept].tolist(), strict=True)
+    return dict(zip(found.rows[user][kept].tolist(), pairs, strict=True))
+
+
+def test_first_time_every_interest_in_use_searches() -> None:
+    searching, vectors = Searching(), interests(2)
+    mask = np.array([[True, False, False], [True, True, True]])
+
+    found = searching.find(vectors, mask=mask)
+
+    assert (found.searched == mask).all()
+    for user in range(2):
+        expected: set[int] = set()
+        for slot in np.flatnonzero(mask[user]).tolist():
+            expected |= set(np.argsort(-(searching.base.vectors @ vectors[user, slot]))[:WIDTH].tolist())
+        assert set(best_of(found, user)) == expected
+
+
+def test_an_item_has_the_score_of_the_interest_that_scores_it_best() -> None:
+    searching, vectors = Searching(), interests(2)
+
+    found = searching.find(vectors)
+
+    for user in range(2):
+        for row, (score, slot) in best_of(found, user).items():
+            scores = vectors[user] @ searching.base.vectors[row]
+            assert slot == int(scores.argmax())
+            assert score == pytest.approx(float(scores.max()), rel=1e-5)
+
+
+def test_interest_that_hardly_moved_scores_again_what_it_found() -> None:
+    searching, vectors = Searching(bound=0.3), interests(3)
+    before, asked = searching.find(vectors), searching.base.asked
+
+    found = searching.find(moved(vectors, 0.2))
+
+    assert searching.base.asked == asked
+    assert not found.searched.any()
+    assert [set(best_of(found, user)) for user in range(3)] == [set(best_of(before, user)) for user in range(3)]
+    assert best_of(found, 0) != best_of(before, 0)
+
+
+def test_interest_that_moved_by_the_bound_searches_and_the_others_do_not() -> None:
+    searching, vectors = Searching(bound=0.3), interests(1)
+    searching.find(vectors)
+    now = vectors.copy()
+    now[:, 1] = moved(vectors, 0.4)[:, 1]
+
+    found = searching.find(now)
+
+    assert found.searched.tolist() == [[False, True, False]]
+
+
+def test_movement_counts_from_the_last_search_and_not_from_the_last_call() -> None:
+    searching, vectors = Searching(bound=0.3), interests(1)
+    searching.find(vectors)
+
+    steps = [bool(searching.find(moved(vectors, share)).searched.any()) for share in (0.1, 0.2, 0.29, 0.31)]
+
+    assert steps == [False, False, False, True]
+
+
+def test_interests_that_change_places_need_no_search() -> None:
+    searching, vectors = Searching(), interests(2)
+    searching.find(vectors)
+
+    found = searching.find(vectors[:, ::-1].copy())
+
+    assert not found.searched.any()
+
+
+def test_with_a_bound_of_0_everything_searches_and_nothing_is_remembered() -> None:
+    searching, vectors = Searching(bound=0.0), interests(1)
+    searching.find(interests(1, seed=8))
+
+    found = searching.find(vectors, mask=[[True, False, False]])
+
+    assert found.searched.tolist() == [[True, False, False]]
+    assert set(best_of(found, 0)) == set(np.argsort(-(searching.base.vectors @ vectors[0, 0]))[:WIDTH].tolist())
+
+
+def test_removed_item_is_found_no_more_and_a_changed_one_by_its_new_vector() -> None:
+    searching, vectors = Searching(), interests(1)
+    found = best_of(searching.find(vectors), 0)
+    removed, changed = sorted(found)[:2]
+    searching.index.remove([removed])
+    searching.index.put([changed], -searching.base.vectors[[changed]])
+
+    found = best_of(searching.find(vectors), 0)
+
+    assert removed not in found
+    assert found[changed][0] == pytest.approx(float((vectors[0] @ -searching.base.vectors[changed]).max()), rel=1e-5)
+
+
+def test_new_item_is_found_by_interests_that_do_not_search() -> None:
+    searching, vectors = Searching(), interests(2)
+    searching.find(vectors)
+    searching.index.put([ITEMS], vectors[1, 2][None])
+
+    found = searching.find(vectors)
+
+    assert not found.searched.any()
+    score, slot = best_of(found, 1)[ITEMS]
+    assert slot == 2
+    assert score == max(value for value, _ in best_of(found, 1).values())
+
+
+def test_after_a_new_base_everybody_searches_again() -> None:
+    searching, vectors = Searching(rebuild_at=1), interests(1)
+    searching.find(vectors)
+    searching.index.put([ITEMS], vectors[0, :1])
+    searching.index.catch_up()
+    searching.index.wait_for_build()
+    searching.index.catch_up()
+
+    found = searching.find(vectors)
+
+    assert found.searched.all()
+    assert ITEMS in best_of(found, 0)
+
+
+def test_user_who_was_away_longest_gives_way_and_searches_again() -> None:
+    searching, vectors = Searching(users=2), interests(1)
+    for user in ("a", "b", "a", "c"):
+        searching.find(vectors, users=[user])
+
+    assert len(searching.search) == 2
+    assert not searching.find(vectors, users=["a"]).searched.any()
+    assert searching.find(vectors, users=["b"]).searched.all()
+
+
+def test_forgotten_user_leaves_nothing() -> None:
+    searching, vectors = Searching(), interests(1)
+    searching.find(vectors, users=["a"])
+
+    searching.search.forget("a")
+    searching.search.forget("nobody")
+
+    found = searching.find(interests(1, seed=8), users=["a"], mask=[[False, False, False]])
+    assert best_of(found, 0) == {}
+
+
+def test_what_is_found_does_not_depend_on_who_else_is_asked_about() -> None:
+    vectors = interests(5)
+    together = Searching().find(vectors)
+
+    for user in range(5):
+        alone = Searching().find(vectors[user : user + 1], users=[f"u{user}"])
+        assert best_of(alone, 0) == best_of(together, user)
+
+
+def test_interest_that_is_not_finite_finds_nothing_and_spoils_nothing() -> None:
+    searching, vectors = Searching(), interests(2)
+    sound = best_of(searching.find(vectors), 0)
+    broken = vectors.copy()
+    broken[1, 0, 3] = np.nan
+
+    found = searching.find(broken)
+
+    assert best_of(found, 0) == sound
+    assert np.isfinite(found.scores[1][found.rows[1] >= 0]).all()
+    assert not found.searched.any()
+
+
+def test_interests_of_another_dimension_are_refused() -> None:
+    with pytest.raises(DimensionMismatch):
+        Searching().find(np.zeros((1, INTERESTS, DIMENSIONS + 1), dtype=np.float32))
+
+
+def test_equal_vectors_have_equal_scores_wherever_they_stand() -> None:
+    vectors = np.repeat(make_vectors(1, DIMENSIONS, seed=4), ITEMS, axis=0)
+    index = LiveIndex(ExactIndex(vectors), build=ExactIndex, rebuild_at=10**6)
+    search = PooledSearch(
+        index, CandidatePools(users=4, interests=INTERESTS, dimensions=DIMENSIONS, width=33), bound=0.3
+    )
+
+    found = search.find(["a", "b"], interests(2), np.ones((2, INTERESTS), dtype=np.bool_))
+
+    assert [len({score for score, _ in best_of(found, user).values()}) for user in range(2)] == [1, 1]
