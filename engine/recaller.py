@@ -46,6 +46,8 @@ class Recaller:
         self._search = self._new_search()
         self._audit = RecallAudit(settings, served.index, self._search) if keeps_pools else None
         self._until_audit = 0
+        self.searched = 0
+        """Interests that searched in the last call; the others in use scored again."""
 
     def recall(
         self, users: Sequence[str], interests: Interests, unwanted: Sequence[Collection[str]]
@@ -62,6 +64,7 @@ class Recaller:
             if self._audit is not None:
                 self._audit.watch(self._search)
         lists: list[list[RankedItem]] = []
+        self.searched = 0
         for start in range(0, len(users), self._search.users):
             part = slice(start, start + self._search.users)
             lists += self._recall(users[part], interests.vectors[part], interests.mask[part], unwanted[part])
@@ -75,6 +78,7 @@ class Recaller:
         self, users: Sequence[str], vectors: np.ndarray, mask: np.ndarray, unwanted: Sequence[Collection[str]]
     ) -> list[list[RankedItem]]:
         found = self._search.find(users, vectors, mask)
+        self.searched += int(found.searched.sum())
         seen = [self._served.rows.rows(item_ids) for item_ids in unwanted]
         lists = self._merge(found, mask, seen)
         for at, ranked in enumerate(lists):
