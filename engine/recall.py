@@ -17,7 +17,7 @@ The merge, in order:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -31,6 +31,7 @@ from engine.item_rows import ItemRows
 from engine.settings import Settings
 from engine.window import BehaviorWindow
 
+NO_SLOT, _NO_TURN = -1, np.int64(3)
 EXPLAINING_CLICKS = 5
 """An interest names at most this many of the clicks that formed it."""
 
@@ -204,24 +205,39 @@ def merge_many(
         limits: size, floor and cap.
     """
     scores = found.scores + np.float32(0.0)  # never -0.0
-    is_out = (found.rows < 0) | ~np.isfinite(scores) | unavailable[found.rows]
-    scores[is_out] = -np.inf
-    ends = (is_out.shape[1] - is_out.sum(axis=1)).tolist()
+    scores[(found.rows < 0) | ~np.isfinite(scores) | unavailable[found.rows]] = -np.inf
+    _leave_out(scores, found.rows, seen, len(items))
+    ends = np.isfinite(scores).sum(axis=1)
     best_first = _best_first(scores, found.rows, ends, items.ranks)
     rows, slots = (np.take_along_axis(part, best_first, axis=1) for part in (found.rows, found.slots))
     scores = np.take_along_axis(scores, best_first, axis=1)
+    slots[np.arange(slots.shape[1]) >= ends[:, None]] = NO_SLOT
+    chosen = _choose(slots, np.array([len(numbers) for numbers in interests]), limits)
     lists = []
-    for user, (end, numbers) in enumerate(zip(ends, interests, strict=True)):
-        chosen = _choose(rows[user, :end], slots[user, :end], seen=seen[user], slot_count=len(numbers), limits=limits)
-        picked = rows[user, chosen].tolist(), scores[user, chosen].tolist(), slots[user, chosen].tolist()
+    for user, numbers in enumerate(interests):
+        own = chosen[user, : int(min(ends[user], limits.size))]
+        picked = rows[user, own].tolist(), scores[user, own].tolist(), slots[user, own].tolist()
         lists.append(
             [RankedItem(items.item_ids[row], value, numbers[slot]) for row, value, slot in zip(*picked, strict=True)]
         )
     return lists
 
 
+def _leave_out(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], seen: Sequence[Collection[int]], count: int
+) -> None:
+    """Make the scores of the rows that each user is not to get minus infinity."""
+    is_seen = np.zeros(count + 1, dtype=np.bool_)  # the last place is that of padding, row -1
+    for user, own in enumerate(seen):
+        if own:
+            at = np.fromiter(own, dtype=np.int64, count=len(own))
+            is_seen[at] = True
+            scores[user, is_seen[rows[user]]] = -np.inf
+            is_seen[at] = False
+
+
 def _best_first(
-    scores: NDArray[np.float32], rows: NDArray[np.int64], ends: Sequence[int], ranks: NDArray[np.uint64]
+    scores: NDArray[np.float32], rows: NDArray[np.int64], ends: NDArray[np.int64], ranks: NDArray[np.uint64]
 ) -> NDArray[np.int64]:
     """Return (B, M) places by falling score, ties by the items' ranks; the first of *ends* count.
 
@@ -230,55 +246,37 @@ def _best_first(
     keys = np.sort(order_keys(scores, np.arange(scores.shape[1], dtype=np.uint64)), axis=1)
     places = (keys & np.uint64(2**32 - 1)).astype(np.int64)
     values = keys >> np.uint64(32)
-    tied = values[:, 1:] == values[:, :-1]
+    tied = (values[:, 1:] == values[:, :-1]) & (np.arange(1, keys.shape[1]) < ends[:, None])
     for user in np.flatnonzero(tied.any(axis=1)).tolist():
-        if tied[user, : max(ends[user] - 1, 0)].any():
-            places[user] = np.argsort(order_keys(scores[user], ranks[rows[user]]), kind="stable")
+        places[user] = np.argsort(order_keys(scores[user], ranks[rows[user]]), kind="stable")
     return places
 
 
-def _choose(
-    rows: NDArray[np.int64],
-    slots: NDArray[np.int64],
-    *,
-    seen: Collection[int],
-    slot_count: int,
-    limits: ListLimits,
-) -> list[int]:
-    """Return the positions of the chosen candidates, ascending; candidates come best first, each item once.
+def _choose(slots: NDArray[np.int64], slot_counts: NDArray[np.int64], limits: ListLimits) -> NDArray[np.int64]:
+    """Return (B, size) positions of the chosen candidates, ascending; those without an item come last.
 
     What an interest gets is always a prefix of its own candidates, so a candidate's turn follows from its place among
-    them alone: within the floor, within the cap, or beyond it. A plain walk that ends once the list is full, and a look
-    for what a floor still lacks then, beat array operations over all candidates.
+    them alone: within the floor, within the cap, beyond it. The list takes from the turns in that order, and within
+    one from the best on.
+
+    Args:
+        slots: (B, M) whose each candidate is, best first; `NO_SLOT` behind the last one.
+        slot_counts: (B,) how many interests have a floor.
+        limits: size, floor and cap.
     """
-    floor, cap, places = limits.floor_count(slot_count), limits.cap_count, [0] * slot_count
-    within_floor: list[int] = []
-    within_cap: list[int] = []
-    beyond: list[int] = []
-    end, left = 0, limits.size
-    for end, (row, slot) in enumerate(_walk(rows, slots, at_hand=left + len(seen)), start=1):
-        if row in seen:
-            continue
-        place = places[slot]
-        places[slot] = place + 1
-        if place >= cap:
-            beyond.append(end - 1)
-            continue
-        (within_floor if place < floor else within_cap).append(end - 1)
-        left -= 1
-        if not left:
-            break
-    for slot in (slot for slot, place in enumerate(places) if place < floor):
-        own = np.flatnonzero(slots[end:] == slot) + end
-        free = [position for position in own.tolist() if int(rows[position]) not in seen]
-        within_floor += free[: floor - places[slot]]
-    return sorted((within_floor + within_cap + beyond)[: limits.size])
-
-
-def _walk(rows: NDArray[np.int64], slots: NDArray[np.int64], *, at_hand: int) -> Iterator[tuple[int, int]]:
-    """Yield row and slot of each candidate; the first *at_hand*, which often suffice, are made ready together."""
-    for part in (slice(at_hand), slice(at_hand, None)):
-        yield from zip(rows[part].tolist(), slots[part].tolist(), strict=True)
+    floors = np.array([limits.floor_count(count) for count in slot_counts.tolist()])[:, None]
+    turns = np.where(slots == NO_SLOT, _NO_TURN, np.int64(0))
+    for slot in range(int(slot_counts.max(initial=0))):
+        own = slots == slot
+        places = np.cumsum(own, axis=1, dtype=np.int32)
+        turns[own & (places > floors)] = 1
+        turns[own & (places > np.maximum(floors, limits.cap_count))] = 2
+    # One key holds turn and position, so that a partial sort takes the first of each turn.
+    keys = turns * slots.shape[1] + np.arange(slots.shape[1])
+    size = min(limits.size, keys.shape[1])
+    if size < keys.shape[1]:
+        keys = np.partition(keys, size, axis=1)[:, :size]
+    return np.sort(np.where(keys >= _NO_TURN * slots.shape[1], keys, keys % slots.shape[1]), axis=1)
 
 
 def summarize_interests(

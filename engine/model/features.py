@@ -177,15 +177,9 @@ def _check_range(name: str, values: np.ndarray, most: int) -> None:
 
 
 def _known_clicks(user: UserInput, item_rows: Mapping[str, int], max_clicks: int) -> tuple[list[int], list[int]]:
-    places: list[int] = []
-    rows: list[int] = []
-    for place in range(len(user.item_ids) - 1, -1, -1):
-        if user.event_types and user.event_types[place] in NEGATIVE_EVENT_TYPES:
-            continue
-        row = item_rows.get(user.item_ids[place])
-        if row is not None:
-            places.append(place)
-            rows.append(row)
-            if len(places) == max_clicks:
-                break
-    return places[::-1], rows[::-1]
+    rows = [item_rows.get(item_id, 0) for item_id in user.item_ids]
+    if user.event_types:
+        kinds = zip(rows, user.event_types, strict=True)
+        rows = [0 if event_type in NEGATIVE_EVENT_TYPES else row for row, event_type in kinds]
+    places = [place for place, row in enumerate(rows) if row][-max_clicks:]
+    return places, [rows[place] for place in places]
