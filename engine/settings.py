@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     session_timeout_s: float = Field(default=10.0, ge=1.0, le=300.0)
     """How long a silent engine keeps its partitions."""
 
+    leave_on_stop: bool = False
+    """Leave the consumer group when an engine is stopped, so that others take its partitions over at once; false: it
+    keeps them for `session_timeout_s`, and takes them up again where it is started within that."""
+
     # --- windows and ingest
     window_max_clicks: int = Field(default=50, ge=1, le=10_000)
     """Clicks a window keeps: the newest by event time."""

@@ -121,6 +121,12 @@ class _BatchThread(driver.AIOKafkaConsumerThread):
             max_partition_fetch_bytes=FETCH_BYTES // 4,
         )
 
+    async def on_thread_stop(self) -> None:
+        """Stop; a member that is to leave gives up the name that would have kept its partitions."""
+        if self.app.settings.leave_on_stop and self._consumer is not None:
+            self._consumer._coordinator._group_instance_id = None
+        await super().on_thread_stop()
+
     async def _commit(self, offsets: Mapping[Any, int]) -> bool:
         assigned = self.assignment()
         wanted = {

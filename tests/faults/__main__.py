@@ -45,6 +45,8 @@ class Tally:
     """All differences of the audits, the two above among them."""
     drained_s: list[float] = field(default_factory=list)
     """How long the engine took after each series to finish what was left, its start included."""
+    pauses_s: list[float] = field(default_factory=list)
+    """How long a partition stood still when engines came, went or were restarted."""
     differences: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, differences: Sequence[dict[str, str]]) -> None:
@@ -137,6 +139,7 @@ def hit_in_series(rig: Rig, name: str, rounds: int, tally: Tally) -> None:
     differences = rig.audit()
     tally.add(differences)
     tally.sent += rig.sent
+    tally.pauses_s += rig.pauses_s
     print(f"{name}: {rig.sent:,} messages, {len(differences)} differences", flush=True)
 
 
@@ -155,6 +158,14 @@ def table(tallies: dict[str, Tally]) -> str:
         done = f"{statistics.median(one.drained_s):.1f} s, at most {max(one.drained_s):.1f} s"
         cells = (name, one.valid, one.invalid, f"{one.sent:,}", one.lost, one.applied_twice, one.differing, done)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for name, one in tallies.items():
+        if one.pauses_s:
+            ordered = sorted(one.pauses_s)
+            p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+            lines.append(
+                f"{name}: a partition stood still for {statistics.median(ordered):.1f} s, p99 {p99:.1f} s, "
+                f"of {len(ordered)} times"
+            )
     return "\n".join(lines)
 
 

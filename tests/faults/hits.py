@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.faults.points import POINTS
 from tests.faults.rig import EngineProcess, Rig, wait
+from tests.faults.workers import WORKER_FAULTS
 
 ROUND_CLICKS = 12_000
 Hit = Callable[[Rig], bool]
@@ -263,5 +264,6 @@ FAULTS: dict[str, Hit] = {
     "rebalances": storm_of_rebalances,
     "killed-broker": kill_the_broker,
     "zombie": freeze_until_another_took_over,
+    **WORKER_FAULTS,
 }
 """Every fault by the name that `--fault` takes."""

@@ -46,6 +46,8 @@ class EngineProcess:
             "MINDSTREAM_ENGINE_METRICS_PORT": str(self.metrics_port),
             "MINDSTREAM_CHECKPOINT_URL": settings.checkpoint_url or "",
             "MINDSTREAM_CHECKPOINT_EVERY_S": str(settings.checkpoint_every_s),
+            "MINDSTREAM_SESSION_TIMEOUT_S": str(settings.session_timeout_s),
+            "MINDSTREAM_LEAVE_ON_STOP": str(settings.leave_on_stop),
         }
         armed = ["tests.faults.points", point, str(times)] if point else ["engine.cli", "engine"]
         self.log_path = settings.data_dir / "engine.log"
@@ -108,6 +110,8 @@ class Rig:
         self._send_log = folder / "sent.jsonl"
         self._old: list[bytes] = []
         self._erased_at_s = 0.0
+        self.pauses_s: list[float] = []
+        """How long partitions stood still in rounds with several engines, the longest time of each at each change."""
         asyncio.run(create_topics(self.settings))
 
     # --- clicks and versions

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError
 from aiokafka.partitioner import DefaultPartitioner
 from faust.app.base import App, BootStrategy
@@ -64,6 +65,8 @@ def test_the_versions_are_those_the_adapter_was_written_against(distribution: st
         (AIOKafkaConsumerThread, "_create_worker_consumer", ["self", "transport"]),
         (AIOKafkaConsumerThread, "_commit", ["self", "offsets"]),
         (AIOKafkaConsumerThread, "_ensure_consumer", ["self"]),
+        (AIOKafkaConsumerThread, "on_thread_stop", ["self"]),
+        (GroupCoordinator, "_maybe_leave_group", ["self"]),
         (AIOKafkaConsumerThread, "_fetch_records", ["self", "consumer", "active_partitions", "timeout", "max_records"]),
     ],
     ids=lambda value: getattr(value, "__name__", value) if not isinstance(value, list) else "",
@@ -109,6 +112,12 @@ def test_the_fetcher_leaves_the_draining_to_the_consumer() -> None:
 def test_a_message_carries_the_generation_that_streams_check() -> None:
     assert "generation_id" in inspect.signature(ConsumerMessage).parameters, MOVED
     assert Transport.Consumer is not None, MOVED
+
+
+def test_aiokafka_keeps_the_partitions_of_a_stopped_member_by_its_instance_id_alone() -> None:
+    leave = inspect.getsource(GroupCoordinator._maybe_leave_group)
+    assert "if self.generation > 0 and self._group_instance_id is None:" in leave, MOVED
+    assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer), MOVED
 
 
 @pytest.mark.parametrize(
