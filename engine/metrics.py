@@ -94,6 +94,9 @@ LISTS_ON_CURRENT_VERSION = Gauge(
 RECALL_AUDIT = Gauge(
     "mindstream_recall_at_k_audit", "Share of the items of sampled lists, made by exact search, that the lists hold."
 )
+INDEX_INFO = Gauge("mindstream_index_info", "1 for what searches the items of the version loaded last.", ["backend"])
+for _backend in ("hnsw", "exact"):
+    INDEX_INFO.labels(_backend)
 INDEX_EF = Gauge("mindstream_index_ef", "Candidates that a search of the index looks at now.")
 POOL_BOUND = Gauge(
     "mindstream_pool_bound", "Share of its length that an interest moves at the most without a new search, as of now."
@@ -137,6 +140,12 @@ def show_model(version: str) -> None:
     """Make *version* the only one that `mindstream_model_info` names."""
     MODEL_INFO.clear()
     MODEL_INFO.labels(version).set(1)
+
+
+def show_index(backend: str) -> None:
+    """Make *backend* the only one that `mindstream_index_info` names."""
+    for known in ("hnsw", "exact"):
+        INDEX_INFO.labels(known).set(known == backend)
 
 
 def render() -> tuple[bytes, str]:

@@ -39,9 +39,10 @@ class ServedItems:
         self._catalog = catalog
         self._base: Vectors = cast(SearchableVectors, snapshot.index).vectors
         self.rows = ItemRows(snapshot.item_ids)
+        base = cast(SearchableVectors, snapshot.index)
         self.index = LiveIndex(
-            cast(SearchableVectors, snapshot.index),
-            build=lambda vectors: make_index(settings, vectors),
+            base,
+            build=lambda vectors: make_index(settings, vectors, like=base),
             rebuild_at=settings.index_rebuild_at,
         )
         self.unavailable: NDArray[np.bool_] = np.zeros(len(self.rows), dtype=np.bool_)

@@ -109,8 +109,8 @@ class Settings(BaseSettings):
     """Leave items of the user's window out of the list."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where routing runs; auto takes CUDA where there is one."""
-    index_backend: Literal["hnsw", "exact"] = "hnsw"
-    """What searches the items: an hnswlib graph, or exact search."""
+    index_backend: Literal["auto", "hnsw", "exact"] = "auto"
+    """What searches the items: an hnswlib graph, exact search, or what a short measurement at loading finds faster."""
     index_ef: int = Field(default=200, ge=10, le=10_000)
     """Candidates hnswlib keeps while it searches; higher finds more and costs more."""
     index_ef_max: int = Field(default=1_000, ge=10, le=10_000)

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import structlog
 
+from engine import metrics
 from engine.ann import ItemIndex
+from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.ann.index import Vectors
@@ -29,6 +32,8 @@ from engine.settings import Settings
 
 _CANARIES, _CANARY_CLICKS, _CANARY_ITEMS = 16, 12, 10
 _CANARY_SEED = 20_190_417
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,8 @@ def load_snapshot(
     """
     use_threads(settings.torch_threads)
     parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256)
-    model, index = _load_model(settings, version, parts), _load_index(settings, version, parts)
+    model = _load_model(settings, version, parts)
+    index = _load_index(settings, version, parts, model)
     if model is not None and index is not None:
         _ask_canaries(version, model, index)
     return ServingSnapshot(
@@ -129,35 +135,83 @@ def _load_model(settings: Settings, version: str, parts: VersionParts) -> Intere
     return InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors, device=device, version=version)
 
 
-def _load_index(settings: Settings, version: str, parts: VersionParts) -> ItemIndex | None:
+def _load_index(settings: Settings, version: str, parts: VersionParts, model: InterestModel | None) -> ItemIndex | None:
     if parts.item_vectors is None:
         return None
     if settings.index_backend == "exact":
-        return ExactIndex(parts.item_vectors, device=choose_device(settings.device))
+        return _shown(ExactIndex(parts.item_vectors, device=choose_device(settings.device)))
     if parts.index is None:
         raise IncompatibleVersion(version, part="index.hnsw", got="absent", expected="present, or index_backend exact")
-    return HnswIndex.from_bytes(parts.index, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
+    graph = HnswIndex.from_bytes(parts.index, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
+    queries = None if model is None else _canary_interests(version, model)
+    if settings.index_backend == "hnsw" or queries is None or not len(queries):
+        return _shown(graph)
+    return _shown(_choose_index(settings, version, graph, queries))
 
 
-def make_index(settings: Settings, vectors: Vectors) -> HnswIndex | ExactIndex:
-    """Return an index of (N, D) float32 *vectors* of the kind that *settings* name; a large graph takes minutes."""
-    if settings.index_backend == "exact":
-        return ExactIndex(vectors, device=choose_device(settings.device))
-    return HnswIndex.build(vectors, ef=settings.index_ef, threads=settings.torch_threads)
+def _choose_index(settings: Settings, version: str, graph: HnswIndex, queries: Vectors) -> HnswIndex | ExactIndex:
+    exact = ExactIndex(graph.vectors, device=choose_device(settings.device))
+    wanted = settings.list_size + min(settings.window_max_clicks, settings.list_size)
+    choice = choose(
+        graph,
+        exact,
+        queries,
+        k=min(max(wanted, settings.index_ef), graph.size),
+        target=settings.recall_target,
+        most=settings.index_ef_max,
+    )
+    log.info(
+        "index_chosen",
+        version=version,
+        backend=_backend(choice.index),
+        items=graph.size,
+        ef=choice.ef,
+        graph_recall=round(choice.recall, 4),
+        graph_ms=round(choice.graph_ms, 3),
+        exact_ms=round(choice.exact_ms, 3),
+    )
+    return choice.index
 
 
-def _ask_canaries(version: str, model: InterestModel, index: ItemIndex) -> None:
-    """Check that seeded windows of the vocabulary get finite interests, and that those find items."""
+def _backend(index: HnswIndex | ExactIndex) -> str:
+    return "exact" if isinstance(index, ExactIndex) else "hnsw"
+
+
+def _shown(index: HnswIndex | ExactIndex) -> HnswIndex | ExactIndex:
+    metrics.show_index(_backend(index))
+    return index
+
+
+def make_index(settings: Settings, vectors: Vectors, like: ItemIndex) -> HnswIndex | ExactIndex:
+    """Return an index of (N, D) float32 *vectors* of the kind that *like* is; a large graph takes minutes."""
+    if isinstance(like, HnswIndex):
+        return HnswIndex.build(vectors, ef=like.ef, threads=settings.torch_threads)
+    return ExactIndex(vectors, device=choose_device(settings.device))
+
+
+def _canary_interests(version: str, model: InterestModel) -> Vectors:
+    """Return the (Q, D) interests of seeded windows of the vocabulary.
+
+    Raises:
+        IncompatibleVersion: there is nothing to make windows of, or what the model makes of them is not finite.
+    """
     known = model.vocabulary.item_ids
-    if not known or not index.size:
+    if not known:
         raise IncompatibleVersion(version, part="the number of items", got=0, expected="at least 1")
     drawn = np.random.default_rng(_CANARY_SEED).integers(len(known), size=(_CANARIES, _CANARY_CLICKS))
     found = model.interests([UserInput([known[row] for row in rows]) for rows in drawn.tolist()])
-    used = found.vectors[found.mask]
     if not np.isfinite(found.vectors).all() or not found.mask.any(axis=1).all():
         raise IncompatibleVersion(
             version, part="a canary window's interests", got="NaN or none", expected="finite ones"
         )
-    rows, scores = index.search(used, min(_CANARY_ITEMS, index.size))
+    used: Vectors = found.vectors[found.mask]
+    return used
+
+
+def _ask_canaries(version: str, model: InterestModel, index: ItemIndex) -> None:
+    """Check that the interests of seeded windows find items."""
+    if not index.size:
+        raise IncompatibleVersion(version, part="the number of items", got=0, expected="at least 1")
+    rows, scores = index.search(_canary_interests(version, model), min(_CANARY_ITEMS, index.size))
     if (rows < 0).any() or not np.isfinite(scores).all():
         raise IncompatibleVersion(version, part="a canary search", got="short or not finite", expected="items")

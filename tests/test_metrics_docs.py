@@ -76,7 +76,8 @@ def test_page_names_known_processes():
 @pytest.mark.parametrize("name", sorted(CODE))
 def test_metric_is_set_somewhere(name: str):
     constant, _ = CODE[name]
-    setter = "metrics.show_model(" if constant == "MODEL_INFO" else f"metrics.{constant}"
+    shown = {"MODEL_INFO": "metrics.show_model(", "INDEX_INFO": "metrics.show_index("}
+    setter = shown.get(constant, f"metrics.{constant}")
     sources = [path for package in ("engine", "trainer") for path in (ROOT / package).rglob("*.py")]
 
     assert [path for path in sources if setter in path.read_text()]

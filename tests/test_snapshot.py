@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
@@ -15,7 +17,7 @@ from engine.model import UserInput
 from engine.model.parts import VersionParts
 from engine.model.registry import Registry
 from engine.settings import Settings
-from engine.snapshot import SnapshotHolder, load_snapshot
+from engine.snapshot import SnapshotHolder, load_snapshot, make_index
 from tests.builders import NOON_MS
 from tests.served import ITEM_IDS, make_parts, make_popular_snapshot, make_snapshot
 
@@ -32,7 +34,7 @@ def publish(settings: Settings, parts: VersionParts) -> str:
 def test_loaded_snapshot_recalls_as_the_published_model_does(settings: Settings):
     version = publish(settings, make_parts())
 
-    loaded = load_snapshot(settings, version, 3)
+    loaded = load_snapshot(settings.model_copy(update={"index_backend": "hnsw"}), version, 3)
 
     expected, user = make_snapshot(), UserInput(list(ITEM_IDS[:6]))
     assert loaded.model is not None
@@ -64,6 +66,33 @@ def test_setting_chooses_what_searches(settings: Settings, backend: str, kind: t
     loaded = load_snapshot(settings.model_copy(update={"index_backend": backend}), version, 0)
 
     assert isinstance(loaded.index, kind)
+
+
+def test_without_a_choice_the_faster_one_searches_and_is_named(settings: Settings):
+    version = publish(settings, make_parts())
+
+    with capture_logs() as logs:
+        loaded = load_snapshot(settings, version, 0)
+
+    (chosen,) = [line for line in logs if line["event"] == "index_chosen"]
+    kind = ExactIndex if chosen["exact_ms"] <= chosen["graph_ms"] else HnswIndex
+    assert isinstance(loaded.index, kind)
+    assert chosen["graph_recall"] >= 0.98
+    for name in ("exact", "hnsw"):
+        shown = REGISTRY.get_sample_value("mindstream_index_info", {"backend": name})
+        assert shown == float(name == chosen["backend"])
+
+
+def test_an_index_made_anew_is_like_the_one_it_takes_the_place_of(settings: Settings):
+    vectors = make_parts().item_vectors
+    assert vectors is not None
+
+    graph = make_index(settings, vectors, like=HnswIndex.build(vectors, ef=333))
+    exact = make_index(settings, vectors, like=ExactIndex(vectors))
+
+    assert isinstance(graph, HnswIndex)
+    assert graph.ef == 333
+    assert isinstance(exact, ExactIndex)
 
 
 def test_version_zero_has_popular_lists_and_neither_model_nor_index(settings: Settings):

@@ -1,0 +1,89 @@
+"""Which backend searches a version, and how widely: measured when the version is loaded, with queries of its own model.
+
+The graph looks at more and more candidates until it finds the target share of the exact nearest items; then the faster
+of graph and exact search is taken. A small catalog, or a GPU, makes that exact search. The times are this machine's of
+this moment, so two engines may choose differently where both are about as fast; their scores are the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.ann.exact import ExactIndex
+from engine.ann.hnsw import HnswIndex
+from engine.ann.index import Rows, Vectors
+
+NEAREST = 100
+"""Recall is that of so many nearest items."""
+WIDER = 1.5
+ROUNDS = 3
+"""Of each the fastest is taken: whatever else the machine does only adds time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to search, and what was measured."""
+
+    index: HnswIndex | ExactIndex
+    ef: int
+    """Candidates the graph looks at, chosen or not."""
+    recall: float
+    """Share of the exact nearest items that the graph finds so."""
+    graph_ms: float
+    """Milliseconds a query on the graph."""
+    exact_ms: float
+
+
+def choose(
+    graph: HnswIndex,
+    exact: ExactIndex,
+    queries: Vectors,
+    *,
+    k: int,
+    target: float,
+    most: int,
+    clock_s: Callable[[], float] = time.perf_counter,
+) -> Choice:
+    """Return the faster of two indexes of the same items that finds enough.
+
+    Args:
+        graph: becomes as wide as it must, and stays so.
+        exact: the judge, and the alternative.
+        queries: (Q, D) float32 interests, at least one.
+        k: candidates that a search is asked for while it is timed.
+        target: share of the exact nearest that must be found.
+        most: candidates the graph may look at; where it misses the target even so, exact search is not taken for that:
+            it would be too slow on a large catalog, and an alert tells.
+        clock_s: seconds that go on steadily.
+    """
+    nearest = min(NEAREST, exact.size)
+    true = exact.candidates(queries, nearest)
+    recall = _recall(graph.candidates(queries, max(k, nearest)), queries, graph, true)
+    while recall < target and graph.ef < most:
+        graph.widen(min(most, int(graph.ef * WIDER) + 1))
+        recall = _recall(graph.candidates(queries, max(k, nearest)), queries, graph, true)
+    graph_s, exact_s = (_fastest(index, queries, k, clock_s) / len(queries) for index in (graph, exact))
+    index = exact if exact_s <= graph_s else graph
+    return Choice(index, graph.ef, recall, graph_s * 1e3, exact_s * 1e3)
+
+
+def _recall(found: Rows, queries: Vectors, graph: HnswIndex, true: Rows) -> float:
+    """Return the share of the (Q, n) *true* rows that are among those *found*; of equal items any will do."""
+    if not true.size:
+        return 1.0
+    scores = np.einsum("qkd,qd->qk", graph.vectors[true], queries).min(axis=1)
+    reached = np.einsum("qkd,qd->qk", graph.vectors[found], queries) >= scores[:, None] - 1e-5 * np.abs(scores[:, None])
+    return float((reached & (found >= 0)).sum(axis=1).clip(max=true.shape[1]).mean() / true.shape[1])
+
+
+def _fastest(index: HnswIndex | ExactIndex, queries: Vectors, k: int, clock_s: Callable[[], float]) -> float:
+    seconds = []
+    for _ in range(ROUNDS):
+        began_s = clock_s()
+        index.candidates(queries, k)
+        seconds.append(clock_s() - began_s)
+    return min(seconds)
