@@ -1,4 +1,4 @@
-"""The model's benchmark runs, and its reference is the same model."""
+"""The benchmarks that need no broker run, and the model's reference is the same model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.eager_mind import EagerMind
@@ -29,6 +30,33 @@ def test_the_benchmark_writes_its_figures_its_references_and_its_checks(tmp_path
     assert min(figures["training"].values()) > 0
     assert min(figures["inference"].values()) > 0
     assert set(figures["micro_batches"]) == {"1 windows", "32 windows", "256 windows"}
+
+
+@pytest.mark.parametrize(
+    ("script", "sizes", "figures", "checks"),
+    [
+        ("refresh", ["--quick", "--items", "2000", "--users", "40"], {"runs"}, 2),
+        ("state", ["--few", "1000", "--many", "4000", "--clicks", "10000", "--quick"], {"few", "many", "reads"}, 5),
+        ("recovery", ["--users", "4000", "--turns", "1"], {"opened_s", "restored_s", "copied_s"}, 2),
+    ],
+)
+def test_a_benchmark_of_the_engine_writes_its_figures_and_says_what_falls_short(
+    tmp_path: Path, script: str, sizes: list[str], figures: set[str], checks: int
+) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, f"benchmarks/bench_{script}.py", *sizes, "--json", str(file)]
+
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+    assert ended.returncode in (0, 1), ended.stderr
+    written = json.loads(file.read_text())
+    assert figures <= set(written)
+    assert len(written["checks"]) == checks
+    assert all(set(one) == {"name", "value", "must", "holds"} for one in written["checks"])
+    short = [one["name"] for one in written["checks"] if not one["holds"]]
+    said = ended.stdout.splitlines()[-1]
+    assert said == ("falls short: " + ", ".join(short) if short else "all checks hold")
+    assert ended.returncode == (1 if short else 0)
 
 
 def test_the_eager_reference_computes_our_routing_with_and_without_repeats() -> None:
