@@ -173,12 +173,13 @@ def tell_without(clicks: Sequence[ClickEvent], left: Sequence[Sequence[str]], ca
 def _keep(items: Sequence[StoredItem], query: RecallQuery, catalog: Titles) -> list[AnswerItem]:
     """Return the items that may be shown, best first, no more than the query reaches."""
     kept: list[AnswerItem] = []
-    reach, category = query.reach, query.category
+    reach, category, exclude = query.reach, query.category, query.exclude
+    is_available, get = catalog.is_available, catalog.get
     for item in items:
         item_id = item.item_id
-        if item_id in query.exclude or not catalog.is_available(item_id):
+        if item_id in exclude or not is_available(item_id):
             continue
-        known = catalog.get(item_id)
+        known = get(item_id)
         if category is not None and (known is None or known.category != category):
             continue
         kept.append(AnswerItem(item_id, item.score, item.interest, known.title if known is not None else None))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hmac
 import time
+from functools import lru_cache
 from urllib.parse import quote
 
+from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine import metrics
@@ -57,8 +59,8 @@ class Gate:
                 await self._app(scope, receive, send_counted)
         finally:
             route = _route(scope)
-            metrics.REQUESTS.labels(route, status).inc()
-            metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+            _answered(route, status).inc()
+            _seconds(route).observe(time.perf_counter() - started)
 
     def _refuse(self, scope: Scope) -> Refusal | None:
         raw_path: bytes = scope["raw_path"]
@@ -84,6 +86,17 @@ class Gate:
         scheme, _, token = sent[0].partition(b" ")
         matches = hmac.compare_digest(token.strip(), self._token)
         return scheme.lower() == b"bearer" and matches
+
+
+# Looking a label up costs more than counting; routes and statuses are few.
+@lru_cache(maxsize=1_000)
+def _answered(route: str, status: int) -> Counter:
+    return metrics.REQUESTS.labels(route, status)
+
+
+@lru_cache(maxsize=100)
+def _seconds(route: str) -> Histogram:
+    return metrics.REQUEST_SECONDS.labels(route)
 
 
 def _route(scope: Scope) -> str:
