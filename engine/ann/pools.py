@@ -35,6 +35,8 @@ class CandidatePools:
         self.rows = np.empty((users, interests, width), dtype=np.int32)
         """(users, K, P): what was found, rows of the index; -1 for nothing."""
         self._places: OrderedDict[str, int] = OrderedDict()
+        self._free: list[int] = []
+        self._untouched = 0  # places from here on were never anybody's
 
     @staticmethod
     def bytes_a_user(*, interests: int, dimensions: int, width: int) -> int:
@@ -50,25 +52,34 @@ class CandidatePools:
         return np.array(places, dtype=np.int64)
 
     def forget(self, user: str) -> None:
-        """Empty the pools of *user*, where there are any."""
-        place = self._places.get(user)
+        """Leave nothing of *user*, neither pools nor name."""
+        place = self._places.pop(user, None)
         if place is not None:
             self._empty(place)
+            self._free.append(place)
 
     def clear(self) -> None:
         """Forget everybody."""
         self._places.clear()
+        self._free.clear()
+        self._untouched = 0
 
     def _claim(self, user: str) -> int:
         place = self._places.get(user)
         if place is not None:
             self._places.move_to_end(user)
             return place
-        held = len(self._places)
-        place = held if held < self.users else self._places.popitem(last=False)[1]
-        self._places[user] = place
+        place = self._places[user] = self._take_place()
         self._empty(place)
         return place
+
+    def _take_place(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._untouched < self.users:
+            self._untouched += 1
+            return self._untouched - 1
+        return self._places.popitem(last=False)[1]
 
     def _empty(self, place: int) -> None:
         self.vectors[place], self.rows[place] = 0.0, NO_ROW

@@ -193,8 +193,22 @@ def test_forgotten_user_leaves_nothing() -> None:
     searching.search.forget("a")
     searching.search.forget("nobody")
 
+    assert len(searching.search) == 0
     found = searching.find(interests(1, seed=8), users=["a"], mask=[[False, False, False]])
     assert best_of(found, 0) == {}
+
+
+def test_the_place_of_a_forgotten_user_is_the_next_ones() -> None:
+    searching, vectors = Searching(users=2), interests(1)
+    for user in ("a", "b"):
+        searching.find(vectors, users=[user])
+    searching.search.forget("a")
+
+    searching.find(vectors, users=["c"])
+
+    assert not searching.find(vectors, users=["b"]).searched.any()
+    assert not searching.find(vectors, users=["c"]).searched.any()
+    assert searching.find(vectors, users=["a"]).searched.all()
 
 
 def test_what_is_found_does_not_depend_on_who_else_is_asked_about() -> None:
