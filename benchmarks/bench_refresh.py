@@ -35,7 +35,7 @@ from engine.ann.hnsw import HnswIndex
 from engine.catalog import Catalog
 from engine.model import InterestModel, Interests, MindConfig, UserInput, Vocabulary
 from engine.model.mind import MindNetwork
-from engine.recaller import Recaller
+from engine.recaller import Recaller, Wishes
 from engine.served_items import ServedItems
 from engine.settings import Settings
 from engine.snapshot import PopularLists, ServingSnapshot
@@ -237,7 +237,7 @@ def exact_lists(
     exact = recaller(shop, ExactIndex(vectors), ids, keeps_pools=False, index_backend="exact")
     users = [str(user) for user in range(len(shop.windows[0]))]
     return [
-        [{item.item_id for item in made} for made in exact.recall(users, found, [set(one) for one in windows])]
+        [{item.item_id for item in made} for made in exact.recall(users, found, [Wishes(set(one)) for one in windows])]
         for found, windows in zip(interests, shop.windows, strict=True)
     ]
 
@@ -254,7 +254,7 @@ def ours(
             part = slice(start, start + BATCH)
             began_s = time.perf_counter()
             found = shop.model.interests([UserInput(window) for window in windows[part]])
-            lists += engine.recall(users[part], found, [set(window) for window in windows[part]])
+            lists += engine.recall(users[part], found, [Wishes(set(window)) for window in windows[part]])
             if step:
                 seconds += time.perf_counter() - began_s
                 searched += engine.searched

@@ -196,6 +196,7 @@ def run_refresh(_arguments: argparse.Namespace) -> int:
 
     from engine.ann.hnsw import HnswIndex
     from engine.model import UserInput
+    from engine.recaller import Wishes
 
     shop = synthetic(10_000, argparse.Namespace(users=256, steps=8))
     ids, vectors = shop.model.all_item_vectors()
@@ -204,7 +205,7 @@ def run_refresh(_arguments: argparse.Namespace) -> int:
     while True:
         for windows in shop.windows:
             found = shop.model.interests([UserInput(window) for window in windows])
-            engine.recall([str(at) for at in range(256)], found, [set(window) for window in windows])
+            engine.recall([str(at) for at in range(256)], found, [Wishes(set(window)) for window in windows])
 
 
 @contextmanager

@@ -18,11 +18,14 @@ from engine.ann.index import rank
 from engine.events import ClickEvent
 from engine.microbatch import Behavior, ListMaker
 from engine.recall import ListLimits, RankedItem, RecallList, merge
+from engine.recaller import Wishes
 from engine.window import BehaviorWindow
 
 Profile = Mapping[str, str | float]
 SMALL_PART = 4
 """Where fewer than one item in so many may be shown, those alone are scored, and not the whole catalog."""
+DEEPER = 2
+"""Where the user turned items down, so many times as many are looked at, since those pushed down make room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,12 @@ class AdHocLists(ListMaker):
         if not numbers:
             return None
         self._served.catch_up()
-        blocked = self._served.unavailable | self._items.mask([*keep.exclude, *self._unwanted(window)])
+        wishes = self._wishes(behavior)
+        blocked = self._served.unavailable | self._items.mask([*keep.exclude, *wishes.unwanted])
         if keep.category is not None:
             blocked |= ~self._items.mask(self._catalog.items_in(keep.category))
-        items = self._best(interests.vectors[0][interests.mask[0]], numbers, blocked, ListLimits.of(self._settings))
+        vectors, limits = interests.vectors[0][interests.mask[0]], ListLimits.of(self._settings)
+        items = self._best(vectors, numbers, blocked, limits, wishes)
         return self._describe(behavior, items, interests, 0, numbers)
 
     def recall_without(
@@ -94,7 +99,7 @@ class AdHocLists(ListMaker):
         blocked = self._served.unavailable.copy()
         blocked[row] = True
         limits = ListLimits(size=limit, floor=0.0, cap=1.0)
-        return self._best(self._index.vectors[row : row + 1], [0], blocked, limits)
+        return self._best(self._index.vectors[row : row + 1], [0], blocked, limits, Wishes(()))
 
     def _behave(self, window: BehaviorWindow, profile: Profile, *, undone: ClickEvent | None = None) -> Behavior:
         return Behavior(
@@ -110,7 +115,7 @@ class AdHocLists(ListMaker):
         )
 
     def _best(
-        self, vectors: np.ndarray, numbers: Sequence[int], blocked: np.ndarray, limits: ListLimits
+        self, vectors: np.ndarray, numbers: Sequence[int], blocked: np.ndarray, limits: ListLimits, wishes: Wishes
     ) -> list[RankedItem]:
         """Return the merged best of all items that are not *blocked*, (N,) bool, for (Q, D) *vectors*."""
         allowed = np.flatnonzero(~blocked)
@@ -120,10 +125,12 @@ class AdHocLists(ListMaker):
             scores = vectors @ self._index.vectors[allowed].T
         else:
             scores = (vectors @ self._index.vectors.T)[:, allowed]
-        depth = min(limits.size, len(allowed))
+        depth = min(limits.size * (DEEPER if wishes.negative else 1), len(allowed))
         # The product only selects; the scores that leave are those of every search.
         chosen = allowed[np.argpartition(-scores, depth - 1, axis=1)[:, :depth]]
         rows, exact = rank(self._index.vectors, vectors, chosen)
+        if wishes.negative:
+            exact = np.stack([self._recaller.push_down(*each, wishes) for each in zip(exact, rows, strict=True)])
         return merge(rows, exact, numbers, items=self._items, unavailable=blocked, seen=(), limits=limits)
 
     def _keys(self, behaviors: Sequence[Behavior]) -> list[str]:

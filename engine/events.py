@@ -21,6 +21,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.errors import MalformedEvent
+from engine.event_types import NEGATIVE_EVENT_TYPES
 
 REASONS = (
     "empty",
@@ -82,6 +83,11 @@ class ClickEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     def identity(self) -> bytes:
         """What tells clicks of one millisecond apart: the event id, or the item id where there is none."""
         return (self.event_id if self.event_id is not None else self.item_id).encode()
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether the click says what the user does not want."""
+        return self.event_type in NEGATIVE_EVENT_TYPES
 
 
 class ItemEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -24,9 +24,9 @@ from engine.events import ClickEvent
 from engine.log import Message
 from engine.log.publisher import MAX_MESSAGE_BYTES
 from engine.logs import user_tag
-from engine.model import NEGATIVE_EVENT_TYPES, InterestModel, Interests, UserInput
+from engine.model import InterestModel, Interests, UserInput
 from engine.recall import RankedItem, RecallList, describe_window, encode_list, summarize_interests
-from engine.recaller import Recaller
+from engine.recaller import Recaller, Wishes
 from engine.served_items import ServedItems
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot
@@ -230,7 +230,7 @@ class ListMaker:
     def _make_lists(self, behaviors: Sequence[Behavior], interests: Interests) -> list[RecallList | None]:
         self._served.catch_up()
         keys = self._keys(behaviors)
-        found = self._recaller.recall(keys, interests, [self._unwanted(behavior.window) for behavior in behaviors])
+        found = self._recaller.recall(keys, interests, [self._wishes(behavior) for behavior in behaviors])
         lists: list[RecallList | None] = []
         for place, (behavior, items) in enumerate(zip(behaviors, found, strict=True)):
             numbers = np.flatnonzero(interests.mask[place]).tolist()
@@ -244,13 +244,8 @@ class ListMaker:
         """Return what the recaller may remember each user by."""
         return [behavior.user_id for behavior in behaviors]
 
-    def _unwanted(self, window: BehaviorWindow) -> set[str]:
-        """Return the items that stay out of the list: all of the window, or those the user turned down."""
-        return {
-            click.item_id
-            for click in window.clicks
-            if self._settings.exclude_seen or click.event_type in NEGATIVE_EVENT_TYPES
-        }
+    def _wishes(self, behavior: Behavior) -> Wishes:
+        return Wishes.of(behavior.window, behavior.standing, exclude_seen=self._settings.exclude_seen)
 
     def _describe(
         self,

@@ -1,31 +1,60 @@
 """Recaller: from many users' interests to their ranked items, under one snapshot.
 
 Stands between the model and the micro-batch. Interests that moved search the index, the others score again what their
-user's searches found (`engine/ann/pooled.py`); the candidates are merged by the rules of `engine/recall.py`. A share of
-the lists is also made exactly, and what that shows decides how hard is searched (`engine/recall_audit.py`).
-One thread at a time.
+user's searches found (`engine/ann/pooled.py`); what the user turned down pushes its neighbors down
+(`engine/ann/negative.py`); the candidates are merged by the rules of `engine/recall.py`. A share of the lists is also
+made exactly, and what that shows decides how hard is searched (`engine/recall_audit.py`). One thread at a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from engine import metrics
+from engine.ann.negative import push_down
 from engine.ann.pooled import Found, PooledSearch, score_by_best
 from engine.ann.pools import CandidatePools
+from engine.events import ClickEvent
 from engine.model import Interests
 from engine.recall import Candidates, ListLimits, RankedItem, merge_many
 from engine.recall_audit import RecallAudit
 from engine.served_items import ServedItems
 from engine.settings import Settings
+from engine.window import BehaviorWindow
 
 AUDIT_EVERY = 200
 """One list of so many is also made exactly; fewer on large catalogs, where that takes longer."""
 ITEMS_PER_AUDIT = 200
 MEGABYTE = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user's window says of the items of the list, by their ids."""
+
+    unwanted: Collection[str]
+    """They stay out."""
+    negative: Collection[str] = ()
+    """The user turned them down."""
+    clicked: Collection[str] = ()
+    """The user clicked them, and did not turn them down; needed beside negative ones alone."""
+
+    @classmethod
+    def of(cls, window: BehaviorWindow, standing: Sequence[ClickEvent], *, exclude_seen: bool) -> Self:
+        """Return what *window* says, and of the *standing* items, which are not removed, what the user made of them.
+
+        With *exclude_seen* all items of the window stay out.
+        """
+        unwanted = {click.item_id for click in window.clicks if exclude_seen or click.is_negative}
+        negative = {click.item_id for click in standing if click.is_negative}
+        if not negative:
+            return cls(unwanted)
+        return cls(unwanted, negative, {click.item_id for click in standing} - negative)
 
 
 class Recaller:
@@ -49,15 +78,13 @@ class Recaller:
         self.searched = 0
         """Interests that searched in the last call; the others in use scored again."""
 
-    def recall(
-        self, users: Sequence[str], interests: Interests, unwanted: Sequence[Collection[str]]
-    ) -> list[list[RankedItem]]:
+    def recall(self, users: Sequence[str], interests: Interests, wishes: Sequence[Wishes]) -> list[list[RankedItem]]:
         """Return the items of B users, each with interests in use as long a list as there are items for.
 
         Args:
             users: their keys, each once.
             interests: of those users.
-            unwanted: B times the items that stay out of the user's list.
+            wishes: B times what the user's window says of items.
         """
         if self._width() > self._search.width:
             self._search = self._new_search()
@@ -67,7 +94,7 @@ class Recaller:
         self.searched = 0
         for start in range(0, len(users), self._search.users):
             part = slice(start, start + self._search.users)
-            lists += self._recall(users[part], interests.vectors[part], interests.mask[part], unwanted[part])
+            lists += self._recall(users[part], interests.vectors[part], interests.mask[part], wishes[part])
         return lists
 
     def forget(self, user: str) -> None:
@@ -75,20 +102,36 @@ class Recaller:
         self._search.forget(user)
 
     def _recall(
-        self, users: Sequence[str], vectors: np.ndarray, mask: np.ndarray, unwanted: Sequence[Collection[str]]
+        self, users: Sequence[str], vectors: np.ndarray, mask: np.ndarray, wishes: Sequence[Wishes]
     ) -> list[list[RankedItem]]:
         found = self._search.find(users, vectors, mask)
         self.searched += int(found.searched.sum())
-        seen = [self._served.rows.rows(item_ids) for item_ids in unwanted]
-        lists = self._merge(found, mask, seen)
+        lists = self._merge(found, mask, wishes)
         for at, ranked in enumerate(lists):
             if len(ranked) < self._limits.size and mask[at].any() and found.rows.shape[1] < len(self._served.rows):
-                lists[at] = self._exactly(vectors[at], mask[at], seen[at], every=True)
+                lists[at] = self._exactly(vectors[at], mask[at], wishes[at], every=True)
         if self._audit is not None:
-            self._audit_some(self._audit, lists, found, vectors, mask, seen)
+            self._audit_some(self._audit, lists, found, vectors, mask, wishes)
         return lists
 
-    def _merge(self, found: Found, mask: np.ndarray, seen: Sequence[Collection[int]]) -> list[list[RankedItem]]:
+    def push_down(self, scores: np.ndarray, rows: np.ndarray, wishes: Wishes) -> np.ndarray:
+        """Return what one user's negative clicks leave of (..., M) *scores* of the items in (M,) *rows*."""
+        if not wishes.negative:
+            return scores
+        negative, clicked = (
+            sorted(row for item_id in item_ids if (row := self._served.row(item_id)) is not None)
+            for item_ids in (wishes.negative, wishes.clicked)
+        )
+        push, items = self._settings.negative_push, self._served.index.vectors
+        return push_down(scores, rows, items, negative=negative, clicked=clicked, push=push)
+
+    def _merge(self, found: Found, mask: np.ndarray, wishes: Sequence[Wishes]) -> list[list[RankedItem]]:
+        turned_down = [at for at, one in enumerate(wishes) if one.negative]
+        if turned_down:
+            scores = found.scores.copy()
+            for at in turned_down:
+                scores[at] = self.push_down(scores[at], found.rows[at], wishes[at])
+            found = replace(found, scores=scores)
         # All K have a slot, those not in use hold nothing; only their number sets the floors.
         places = np.cumsum(mask, axis=1) - 1
         slots = np.take_along_axis(places, found.slots, axis=1)
@@ -97,12 +140,12 @@ class Recaller:
             [np.flatnonzero(used).tolist() for used in mask],
             items=self._served.rows,
             unavailable=self._served.unavailable,
-            seen=seen,
+            seen=[self._served.rows.rows(one.unwanted) for one in wishes],
             limits=self._limits,
         )
 
     def _exactly(
-        self, vectors: np.ndarray, mask: np.ndarray, seen: Collection[int], *, every: bool = False
+        self, vectors: np.ndarray, mask: np.ndarray, wishes: Wishes, *, every: bool = False
     ) -> list[RankedItem]:
         """Return one user's items by a look at all of them: of *every* item, or of those that exact searches find."""
         index, used = self._served.index, np.flatnonzero(mask)
@@ -111,7 +154,7 @@ class Recaller:
         rows = np.unique(np.concatenate([index.search_exactly(vectors[slot], depth) for slot in used.tolist()]))
         scores, slots = score_by_best(index.vectors, vectors[None], mask[None], rows[None])
         scores[:, index.is_absent(rows)] = -np.inf
-        return self._merge(Found(rows[None], scores, slots, mask[None]), mask[None], [seen])[0]
+        return self._merge(Found(rows[None], scores, slots, mask[None]), mask[None], [wishes])[0]
 
     def _audit_some(
         self,
@@ -120,7 +163,7 @@ class Recaller:
         found: Found,
         vectors: np.ndarray,
         mask: np.ndarray,
-        seen: Sequence[Collection[int]],
+        wishes: Sequence[Wishes],
     ) -> None:
         metrics.INTERESTS.labels("searched").inc(int(found.searched.sum()))
         metrics.INTERESTS.labels("scored_again").inc(int((mask & ~found.searched).sum()))
@@ -129,7 +172,7 @@ class Recaller:
         due = range(self._until_audit, len(lists), every)
         self._until_audit = due.start + len(due) * every - len(lists)
         for at in (at for at in due if mask[at].any()):
-            exact = {item.item_id for item in self._exactly(vectors[at], mask[at], seen[at])}
+            exact = {item.item_id for item in self._exactly(vectors[at], mask[at], wishes[at])}
             if exact:
                 held = sum(item.item_id in exact for item in lists[at])
                 audit.note(held / len(exact), all_searched=bool((found.searched[at] == mask[at]).all()))

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
 
     # --- windows and ingest
     window_max_clicks: int = Field(default=50, ge=1, le=10_000)
-    """Clicks a window keeps: the newest by event time."""
+    """Clicks a window keeps: the newest by event time, and as many negative ones beside them."""
     future_tolerance_ms: int = Field(default=60_000, ge=0, le=86_400_000)
     """How far a click's time may lie after the time its record was logged, in milliseconds."""
     max_message_bytes: int = Field(default=65_536, ge=256, le=1_000_000)
@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     """Share of a list that one interest gets at most, while others can fill the rest."""
     exclude_seen: bool = True
     """Leave items of the user's window out of the list."""
+    negative_push: float = Field(default=2.0, ge=0.0, le=100.0)
+    """How much lower an item scores that is nearer to one the user disliked or hid than to any clicked one: this share
+    of its score for a difference of 1 between the cosines; 0: only the item itself stays out."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where routing runs; auto takes CUDA where there is one."""
     index_backend: Literal["auto", "hnsw", "exact"] = "auto"

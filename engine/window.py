@@ -1,8 +1,10 @@
 """The behavior window: one user's kept clicks, and the one rule that says which.
 
-A window is the `max_clicks` greatest distinct clicks, ordered by `(clicked_at_ms, identity)` bytewise. Two clicks with
-the same pair are one click, and the later in the log is kept. The rule is a join: order of arrival, duplicates and
-replay can't change the result, which is what makes at-least-once delivery exact. Nothing here reads a clock.
+A window is the `max_clicks` greatest distinct clicks and, beside them, the `max_clicks` greatest negative ones, ordered
+by `(clicked_at_ms, identity)` bytewise: whoever hides an item doesn't meet it again for having clicked on others since.
+Two clicks of one sort with the same pair are one click, and the later in the log is kept. The rule is a join: order of
+arrival, duplicates and replay can't change the result, which is what makes at-least-once delivery exact. Nothing here
+reads a clock.
 
 Serving (`engine/store/windows.py`), training (`trainer/log.py`) and tests share these values.
 """
@@ -15,19 +17,34 @@ from typing import Self
 
 from engine.events import ClickEvent
 
+WindowOrder = tuple[int, bytes, bool]
+
+
+def window_order(click: ClickEvent) -> WindowOrder:
+    """Return what orders the clicks of a window, and tells them apart: time, identity, whether it is negative."""
+    return click.clicked_at_ms, click.identity, click.is_negative
+
 
 @dataclass(frozen=True, slots=True)
 class BehaviorWindow:
-    """One user's kept clicks, oldest first; ties in `clicked_at_ms` are ordered by identity, bytewise."""
+    """One user's kept clicks, oldest first; ties are ordered by identity, bytewise, then negative clicks come last."""
 
     clicks: tuple[ClickEvent, ...] = ()
 
     @classmethod
     def of(cls, clicks: Iterable[ClickEvent], *, max_clicks: int) -> Self:
         """Return the window that *clicks*, given in log order, leave behind."""
-        distinct = {(click.clicked_at_ms, click.identity): click for click in clicks}
-        newest = sorted(distinct)[-max_clicks:]
-        return cls(tuple(distinct[order] for order in newest))
+        distinct = {window_order(click): click for click in clicks}
+        return cls.of_ordered([distinct[order] for order in sorted(distinct)], max_clicks=max_clicks)
+
+    @classmethod
+    def of_ordered(cls, clicks: Sequence[ClickEvent], *, max_clicks: int) -> Self:
+        """Return the window of *clicks* that are distinct and in the window's order, oldest first."""
+        negative = [click for click in clicks if click.is_negative]
+        if not negative:
+            return cls(tuple(clicks[-max_clicks:]))
+        positive = [click for click in clicks if not click.is_negative]
+        return cls(tuple(sorted(positive[-max_clicks:] + negative[-max_clicks:], key=window_order)))
 
     def append(self, click: ClickEvent, *, max_clicks: int) -> Self:
         """Return the window with *click*, the latest in the log, in its event-time place."""

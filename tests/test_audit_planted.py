@@ -216,6 +216,19 @@ def test_one_click_dropped_is_named(engine: Engine) -> None:
     assert {("click_missing", "user 'ann'"), ("list_window", "user 'ann'")} <= engine.found()
 
 
+def test_a_hidden_item_is_kept_behind_a_windowful_of_clicks_and_named_where_it_is_lost(engine: Engine) -> None:
+    hidden = msgspec.structs.replace(click("ann", 11, 0), event_type="hide")
+    engine.ingest(engine.send([hidden, *FIRST]))
+    engine.refresh()
+    assert engine.found() == set()
+
+    again = msgspec.structs.replace(click("bob", 12, 0), event_type="hide")
+    engine.ingest(engine.send([again, *SECOND]), change=lambda one: None if one.item_id == ITEM_IDS[12] else one)
+    engine.refresh()
+
+    assert engine.found() == {("click_missing", "user 'bob'"), ("list_window", "user 'bob'")}
+
+
 def test_one_click_applied_to_the_wrong_user_is_named(engine: Engine) -> None:
     def misplace(one: ClickEvent) -> ClickEvent:
         return msgspec.structs.replace(one, user_id="ann") if one.user_id == "cat" else one

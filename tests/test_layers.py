@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAVES = {
     "engine.errors",
+    "engine.event_types",
     "engine.events",
     "engine.window",
     "engine.settings",
@@ -36,7 +37,7 @@ ENGINE_CORE = {
     "engine.recall_audit",
 }
 MAY_IMPORT = {
-    "engine.model": {"engine.errors", "engine.model"},
+    "engine.model": {"engine.errors", "engine.event_types", "engine.model"},
     "engine.ann": {"engine.errors", "engine.metrics", "engine.ann"},
     "engine.store": LEAVES | {"engine.store"},
     "engine.log": LEAVES | {"engine.log"},

@@ -12,12 +12,13 @@ from engine import metrics
 from engine.events import ItemEvent
 from engine.model import Interests
 from engine.recall import RankedItem
-from engine.recaller import AUDIT_EVERY, Recaller
+from engine.recaller import AUDIT_EVERY, Recaller, Wishes
 from engine.served_items import ServedItems
 from engine.settings import Settings
 from tests.test_served_items import ITEM_IDS, Shop
 
 K, D = 2, 16
+NO_WISHES = Wishes(())
 
 
 class Recalling:
@@ -30,14 +31,14 @@ class Recalling:
         self.recaller = Recaller(self.settings, self.served, interests=K, keeps_pools=keeps_pools)
 
     def recall(
-        self, vectors: np.ndarray, *, users: Sequence[str] = (), mask: Any = None, unwanted: Sequence[str] = ()
+        self, vectors: np.ndarray, *, users: Sequence[str] = (), mask: Any = None, wishes: Wishes = NO_WISHES
     ) -> list[list[RankedItem]]:
         used = np.ones(vectors.shape[:2], dtype=np.bool_) if mask is None else np.array(mask)
         nothing = np.zeros((len(vectors), 0, K), dtype=np.float32)
         interests = Interests(vectors, used, nothing, np.zeros((len(vectors), 0), dtype=np.int64))
         self.served.catch_up()
         keys = users or [f"u{at}" for at in range(len(vectors))]
-        return self.recaller.recall(keys, interests, [unwanted] * len(vectors))
+        return self.recaller.recall(keys, interests, [wishes] * len(vectors))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_lists_are_full_and_leave_out_what_is_unwanted(shop: Shop) -> None:
     recalling, vectors = Recalling(shop), interests(3)
     before = recalling.recall(vectors)
 
-    lists = recalling.recall(vectors, unwanted=ids(before[0])[:10])
+    lists = recalling.recall(vectors, wishes=Wishes(ids(before[0])[:10]))
 
     assert [len(items) for items in lists] == [20, 20, 20]
     assert not set(ids(lists[0])) & set(ids(before[0])[:10])
@@ -110,10 +111,37 @@ def test_list_that_would_be_short_is_made_of_all_items(shop: Shop) -> None:
     found = ids(recalling.recall(vectors)[0])
     everything = ids(Recalling(shop, keeps_pools=False, list_size=150).recall(vectors)[0])
 
-    left = ids(recalling.recall(vectors, unwanted=[*found, *everything[:90]])[0])
+    left = ids(recalling.recall(vectors, wishes=Wishes([*found, *everything[:90]]))[0])
 
     assert len(left) == 20
     assert not {*found, *everything[:90]} & set(left)
+
+
+def test_what_was_turned_down_takes_its_neighbors_down_as_in_the_exact_list(shop: Shop) -> None:
+    recalling, vectors = Recalling(shop, list_size=150), interests(1)
+    before = recalling.recall(vectors)[0]
+    first = before[0].item_id
+
+    after = recalling.recall(vectors, wishes=Wishes({first}, negative={first}))[0]
+
+    was = {item.item_id: item.score for item in before}
+    assert first not in ids(after)
+    assert all(item.score <= was.get(item.item_id, np.inf) for item in after)
+    assert [item.score for item in after] == sorted((item.score for item in after), reverse=True)
+    near = [item for item in after if item.score < was.get(item.item_id, -np.inf)]
+    assert len(near) > 3
+    # Made of all 200 items, the pushed ones in their places: the list that the candidates gave.
+    mask, wishes = np.ones((1, K), dtype=np.bool_), Wishes({first}, negative={first})
+    assert recalling.recaller._exactly(vectors[0], mask[0], wishes, every=True) == after
+
+
+def test_without_a_push_what_was_turned_down_stays_out_alone(shop: Shop) -> None:
+    vectors, quiet = interests(1), Recalling(shop, negative_push=0.0)
+    first = quiet.recall(vectors)[0][0].item_id
+
+    turned_down = quiet.recall(vectors, wishes=Wishes({first}, negative={first}))
+
+    assert turned_down == quiet.recall(vectors, wishes=Wishes({first}))
 
 
 def test_removed_items_are_in_no_list_made_of_all_items(shop: Shop) -> None:

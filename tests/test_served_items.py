@@ -14,7 +14,7 @@ from engine.adhoc import AdHocLists
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.catalog import Catalog
-from engine.events import ItemEvent, encode_item
+from engine.events import ClickEvent, ItemEvent, encode_item
 from engine.log import Record
 from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import ItemInput
@@ -92,6 +92,27 @@ class Shop:
 def vectors_of(shop: Shop, *items: ItemInput) -> list[list[float]]:
     assert shop.snapshot.model is not None
     return list(shop.snapshot.model.item_vectors(items).tolist())
+
+
+def test_whoever_clicks_a_lamp_and_hides_it_sees_lamps_later_but_not_who_likes_lamps(shop: Shop) -> None:
+    shop.settings = shop.settings.model_copy(update={"list_size": 150})
+    shop.lists = shop.make_lists()
+    boots = [item_id for item_id in ITEM_IDS if ITEMS[item_id].category == "boots"][:4]
+    hidden = make_click(item_id=LAMPS[0], clicked_at_ms=NOON_MS, event_type="hide")
+
+    def place_of_lamps(clicked: list[str], *more: ClickEvent) -> float:
+        window = [make_click(item_id=each, clicked_at_ms=NOON_MS) for each in clicked]
+        made = shop.lists.recall(BehaviorWindow.of([*window, *more], max_clicks=50), {})
+        assert made is not None
+        listed = [item.item_id for item in made.items]
+        assert LAMPS[0] not in listed or not more
+        places = {item_id: at for at, item_id in enumerate(listed)}
+        return float(np.mean([places.get(item_id, len(listed)) for item_id in LAMPS[5:]]))
+
+    curious, fond = [LAMPS[0], *boots], [*LAMPS[:5], *boots]
+
+    assert place_of_lamps(curious, hidden) > 1.5 * place_of_lamps(curious)
+    assert place_of_lamps(fond, hidden) < 1.1 * place_of_lamps(fond)
 
 
 @pytest.mark.parametrize("backend", ["exact", "hnsw"])

@@ -3,15 +3,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.window import BehaviorWindow
+from engine.window import BehaviorWindow, window_order
 from tests.builders import make_click, make_window
 
 CLICKS = st.lists(
     st.builds(
-        lambda at, item, event: make_click(clicked_at_ms=at, item_id=item, event_id=event),
+        lambda at, item, event, kind: make_click(clicked_at_ms=at, item_id=item, event_id=event, event_type=kind),
         st.integers(0, 5),
         st.sampled_from(["a", "b", "ab", "é"]),
         st.none() | st.sampled_from(["1", "12", "2"]),
+        st.sampled_from(["click", "click", "hide"]),
     ),
     max_size=30,
 )
@@ -59,6 +60,34 @@ def test_clicks_of_one_millisecond_are_ordered_by_the_bytes_of_their_identity() 
     assert BehaviorWindow.of(clicks, max_clicks=50).item_ids == ["a", "ab", "z", "é"]
 
 
+def test_a_hidden_item_stays_in_the_window_however_many_clicks_come_after() -> None:
+    hidden = make_click(item_id="hidden", clicked_at_ms=0, event_type="hide")
+    clicks = [make_click(item_id=f"i{at}", clicked_at_ms=at) for at in range(1, 9)]
+
+    window = BehaviorWindow.of([hidden, *clicks], max_clicks=3)
+
+    assert window.item_ids == ["hidden", "i6", "i7", "i8"]
+
+
+def test_negative_clicks_are_bounded_and_take_no_place_of_the_others() -> None:
+    clicks = [
+        make_click(item_id=f"{kind}{at}", clicked_at_ms=at, event_type=kind)
+        for at in range(5)
+        for kind in ("dislike", "click")
+    ]
+
+    window = BehaviorWindow.of(clicks, max_clicks=2)
+
+    # Of one millisecond and one identity the negative one would come last; these have two identities.
+    assert window.item_ids == ["click3", "dislike3", "click4", "dislike4"]
+
+
+def test_an_item_clicked_and_hidden_in_one_millisecond_is_both() -> None:
+    clicked, hidden = make_click(clicked_at_ms=1), make_click(clicked_at_ms=1, event_type="hide")
+
+    assert BehaviorWindow.of([hidden, clicked], max_clicks=5).clicks == (clicked, hidden)
+
+
 def test_an_empty_window_has_no_newest_click() -> None:
     assert BehaviorWindow().newest_ms is None
     assert len(BehaviorWindow()) == 0
@@ -66,7 +95,7 @@ def test_an_empty_window_has_no_newest_click() -> None:
 
 @given(CLICKS, st.randoms(use_true_random=False), st.integers(1, 6))
 def test_order_of_arrival_repeats_and_replay_change_nothing(clicks: list, random: object, max_clicks: int) -> None:  # type: ignore[type-arg]
-    distinct = list({(click.clicked_at_ms, click.identity): click for click in clicks}.values())
+    distinct = list({window_order(click): click for click in clicks}.values())
     again = distinct + distinct[: len(distinct) // 2]
     random.shuffle(again)  # type: ignore[attr-defined]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.model import NEGATIVE_EVENT_TYPES, InterestModel
+from engine.model import InterestModel
+from engine.window import BehaviorWindow
 from trainer.item_cf import ItemCooccurrence
 from trainer.popular import popular_items
 from trainer.samples import ClickLog, UserHistory, fold_profile, user_input
@@ -87,8 +88,8 @@ def build_cases(before: ClickLog, later: ClickLog, *, max_clicks: int) -> list[C
     cases = []
     for history in later.histories:
         past = known.get(history.user_id) or UserHistory(history.user_id, [], history.profile)
-        seen = frozenset(click.item_id for click in past.clicks[-max_clicks:])
-        wanted = {click.item_id for click in history.clicks if click.event_type not in NEGATIVE_EVENT_TYPES}
+        seen = frozenset(BehaviorWindow.of_ordered(past.clicks, max_clicks=max_clicks).item_ids)
+        wanted = {click.item_id for click in history.clicks if not click.is_negative}
         if wanted - seen:
             cases.append(Case(past, frozenset(wanted - seen), seen | unavailable))
     return cases
@@ -165,7 +166,7 @@ def item_cf_lists(
     rows = {item: row for row, item in enumerate(item_ids, start=1)}
 
     def positive_rows(history: UserHistory) -> np.ndarray:
-        kept = [rows[c.item_id] for c in history.clicks if c.event_type not in NEGATIVE_EVENT_TYPES]
+        kept = [rows[c.item_id] for c in history.clicks if not c.is_negative]
         return np.array(kept, dtype=np.int64)
 
     together = ItemCooccurrence([positive_rows(history) for history in before.histories], items=len(item_ids))

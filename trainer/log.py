@@ -2,8 +2,8 @@
 
 Read with kafka-python and no consumer group, from the beginning or from a moment on, up to the end as it was when the
 reading began. A click that an engine would not take is skipped and counted, and so is one that its user had erased. The
-fold is the window's rule without its bound: distinct by (clicked_at_ms, identity), the later in the log wins, so a
-training run sees the histories that the windows are the newest part of.
+fold is the window's rule without its bound: distinct by `window_order`, the later in the log wins, so a training run
+sees the histories that the windows are the newest part of.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kafka.partitioner.default import murmur2
 from engine.errors import LogError, MalformedEvent
 from engine.events import ClickEvent, ItemEvent, decode_click, decode_item
 from engine.settings import Settings
+from engine.window import WindowOrder, window_order
 from trainer.samples import ClickLog, UserHistory
 
 POLL_MS = 500
@@ -30,9 +31,6 @@ BOOTSTRAP_MS = 10_000
 """How long a broker may take to answer the first time."""
 SILENCE_POLLS = 120
 """A log that yields nothing in a minute, although its end lies further on, is given up."""
-
-Order = tuple[int, bytes]
-"""Event time and identity: what orders the clicks of a user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +115,14 @@ class Fold:
     """Clicks in log order to histories: the order of arrival and repeats change nothing."""
 
     def __init__(self) -> None:
-        self._clicks: dict[str, dict[Order, ClickEvent]] = {}
-        self._profiles: dict[str, dict[str, tuple[Order, str | float]]] = {}
+        self._clicks: dict[str, dict[WindowOrder, ClickEvent]] = {}
+        self._profiles: dict[str, dict[str, tuple[tuple[int, bytes], str | float]]] = {}
 
     def add(self, click: ClickEvent) -> None:
         """Take in *click*, the latest in the log."""
-        order = (click.clicked_at_ms, click.identity)
-        self._clicks.setdefault(click.user_id, {})[order] = click
+        self._clicks.setdefault(click.user_id, {})[window_order(click)] = click
         if click.profile:
-            profile = self._profiles.setdefault(click.user_id, {})
+            order, profile = (click.clicked_at_ms, click.identity), self._profiles.setdefault(click.user_id, {})
             for name, value in click.profile.items():
                 if name not in profile or order >= profile[name][0]:
                     profile[name] = order, value

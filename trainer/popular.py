@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from engine.model import NEGATIVE_EVENT_TYPES
 from trainer.samples import ClickLog
 
 
@@ -24,7 +23,7 @@ def popular_items(log: ClickLog, *, limit: int = 1_000, category_limit: int = 20
     """
     users: Counter[str] = Counter()
     for history in log.histories:
-        users.update({click.item_id for click in history.clicks if click.event_type not in NEGATIVE_EVENT_TYPES})
+        users.update({click.item_id for click in history.clicks if not click.is_negative})
     ordered = sorted(users, key=lambda item: (-users[item], item))
     overall: list[str] = []
     by_category: dict[str, list[str]] = {}

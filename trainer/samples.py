@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.events import ClickEvent, ItemEvent
-from engine.model import NEGATIVE_EVENT_TYPES, ItemInput, MindConfig, UserInput, Vocabulary
+from engine.model import ItemInput, MindConfig, UserInput, Vocabulary
 from engine.model.features import WindowBatch, click_strengths, encode_profiles
 from engine.model.routing import count_interests
+from engine.window import BehaviorWindow
 
 
 @dataclass(frozen=True, slots=True)
 class UserHistory:
-    """All of one user's distinct clicks, ordered by (clicked_at_ms, identity), and the folded profile."""
+    """All of one user's distinct clicks, in a window's order, and the folded profile."""
 
     user_id: str
     clicks: list[ClickEvent]
@@ -71,8 +72,8 @@ def fold_profile(clicks: Sequence[ClickEvent]) -> dict[str, str | float]:
 
 
 def user_input(history: UserHistory, *, max_clicks: int) -> UserInput:
-    """Return the newest *max_clicks* clicks of *history*, as an engine's window would hold them."""
-    clicks = history.clicks[-max_clicks:]
+    """Return what an engine's window of *max_clicks* clicks would hold of *history*."""
+    clicks = BehaviorWindow.of_ordered(history.clicks, max_clicks=max_clicks).clicks
     return UserInput(
         item_ids=[click.item_id for click in clicks],
         weights=[click.weight for click in clicks],
@@ -113,7 +114,7 @@ def build_samples(log: ClickLog, vocabulary: Vocabulary, config: MindConfig) -> 
         starts.append(len(rows))
         for click in history.clicks:
             row = vocabulary.item_rows.get(click.item_id)
-            if row is not None and click.event_type not in NEGATIVE_EVENT_TYPES:
+            if row is not None and not click.is_negative:
                 rows.append(row)
                 weights.append(click.weight)
                 users.append(number)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.audit.lists import ListBook, epoch_of, shown
-from engine.audit.messages import Click, Entry, Order, Refused, Rules, partition_of, read_click
+from engine.audit.messages import NEGATIVE, Click, Entry, Order, Refused, Rules, newest, partition_of, read_click
 from engine.audit.report import CLASSES, AuditReport, Difference, Namer
 
 LETTER_LIFE_MS = 23 * 3_600_000
@@ -116,7 +116,7 @@ class _Book:
         self._letters_found = self._letters_expired = 0
         self._counts = {partition: Counter(dict.fromkeys(CLASSES, 0)) for partition in ends}
         self._clicks: dict[str, dict[Order, tuple[int, Click]]] = {}
-        self._profiles: dict[str, dict[str, tuple[Order, str | float]]] = {}
+        self._profiles: dict[str, dict[str, tuple[tuple[int, bytes], str | float]]] = {}
         self._home: dict[str, int] = {}
         self._history: dict[str, list[tuple[int, Click]]] = {}
         self._erasures = erasures
@@ -234,12 +234,13 @@ class _Book:
         clicks[click.order] = entry.offset, click
         profile = self._profiles.setdefault(click.user_id, {})
         for name, value in click.profile:
-            if name not in profile or click.order >= profile[name][0]:
-                profile[name] = click.order, value
+            order = click.order[:2]
+            if name not in profile or order >= profile[name][0]:
+                profile[name] = order, value
 
     def _compare_user(self, user_id: str) -> None:
         clicks, claim = self._clicks.get(user_id, {}), self._claims.get(user_id)
-        window = {order: clicks[order] for order in sorted(clicks)[-self._rules.max_clicks :]}
+        window = {order: clicks[order] for order in newest(clicks, self._rules.max_clicks)}
         if clicks:
             counts = self._counts[self._home[user_id]]
             counts["accepted"] += len(window)
@@ -317,7 +318,8 @@ class _Book:
 
 def _claimed_order(click: Mapping[str, Any]) -> Order:
     event_id = click.get("event_id")
-    return click["clicked_at_ms"], (click["item_id"] if event_id is None else event_id).encode()
+    identity = click["item_id"] if event_id is None else event_id
+    return click["clicked_at_ms"], identity.encode(), click.get("event_type", "click") in NEGATIVE
 
 
 def _claimed_values(click: Mapping[str, Any]) -> tuple[object, object, object]:

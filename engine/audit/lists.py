@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine.audit.messages import Click, Entry, Order, partition_of
+from engine.audit.messages import Click, Entry, Order, newest, partition_of
 from engine.audit.report import LIST_CLASSES
 
 Place = tuple[int, int]
@@ -212,7 +212,7 @@ class ListBook:
 def window_at(history: History, offset: int, max_clicks: int) -> tuple[Shown, ...]:
     """Return the window of a user at *offset*, oldest first, as a list shows it."""
     clicks: dict[Order, Click] = {click.order: click for at, click in history if at <= offset}
-    return tuple(shown(clicks[order]) for order in sorted(clicks)[-max_clicks:])
+    return tuple(shown(clicks[order]) for order in newest(clicks, max_clicks))
 
 
 def shown(click: Click) -> Shown:

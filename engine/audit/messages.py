@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-Order = tuple[int, bytes]
+Order = tuple[int, bytes, bool]
+NEGATIVE = {"dislike", "hide"}
 MAX_DEPTH = 32
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 TWENTY_YEARS_MS = 20 * 366 * 86_400_000
@@ -45,8 +46,16 @@ class Click(NamedTuple):
 
     @property
     def order(self) -> Order:
-        """Place in a window: event time, then the identity's bytes."""
-        return self.clicked_at_ms, (self.item_id if self.event_id is None else self.event_id).encode()
+        """Place in a window: event time, then the identity's bytes, then whether it is negative."""
+        identity = self.item_id if self.event_id is None else self.event_id
+        return self.clicked_at_ms, identity.encode(), self.event_type in NEGATIVE
+
+
+def newest(orders: Iterable[Order], max_clicks: int) -> list[Order]:
+    """Return, ascending, which of *orders* a window keeps: the greatest that are negative, and those that are not."""
+    ascending = sorted(orders)
+    negative = [order for order in ascending if order[2]][-max_clicks:]
+    return sorted(negative + [order for order in ascending if not order[2]][-max_clicks:])
 
 
 class Refused(Exception):

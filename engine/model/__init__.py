@@ -4,12 +4,11 @@ Importing this package needs torch, safetensors and NumPy alone; `registry` is i
 """
 
 from engine.model.config import MindConfig
-from engine.model.features import NEGATIVE_EVENT_TYPES, Interests, UserInput
+from engine.model.features import Interests, UserInput
 from engine.model.mind import InterestModel
 from engine.model.vocabulary import ItemInput, Vocabulary
 
 __all__ = [
-    "NEGATIVE_EVENT_TYPES",
     "InterestModel",
     "Interests",
     "ItemInput",

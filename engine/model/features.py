@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.errors import InvalidInput
+from engine.event_types import NEGATIVE_EVENT_TYPES
 from engine.model.config import MindConfig
 from engine.model.routing import count_interests
 from engine.model.vocabulary import Field, Vocabulary
 from engine.model.vocabulary import (
     ItemInput as ItemInput,
 )  # an input like the two below, kept where its fields are read
-
-NEGATIVE_EVENT_TYPES = frozenset({"dislike", "hide"})
-"""Event types that say what a user does not want; such clicks never enter routing."""
 
 
 @dataclass(frozen=True, slots=True)

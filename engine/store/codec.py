@@ -12,9 +12,10 @@ endian, so that bytes sort as numbers do.
     r user                                      -> what came of the user's last refresh
 
 A click's time and identity are stored inverted (all bits flipped), so that a forward scan of a user's prefix meets the
-newest click first and, of one millisecond, the greatest identity first. Ids hold no control characters: no byte below
-0x20 ever stands in one, so 00 ends a user id, and FF, which no inverted id byte reaches, ends an inverted identity and
-puts "ab" before "a".
+newest click first and, of one millisecond, the greatest identity first. No time has the highest bit, so that every
+inverted one has it, and without it stands the time of a negative click: those come before all others of the user.
+Ids hold no control characters: no byte below 0x20 ever stands in one, so 00 ends a user id, and FF, which no inverted
+id byte reaches, ends an inverted identity and puts "ab" before "a".
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from typing import NamedTuple
 import msgspec
 
 from engine.errors import WindowDecodeError
+from engine.event_types import NEGATIVE_EVENT_TYPES
 from engine.events import ClickEvent
 
 FORMAT = 1
-"""Format of the values below; stored in each of them and in the header."""
+"""Format of the values below; stored in each of them."""
+STORE_FORMAT = 2
+"""Format of a store, in its header. In 1 negative clicks stood among the others and took their places."""
 HEADER_KEY = b"h"
 OFFSET_KEY = b"o"
 ERASED_KEY = b"e"
@@ -41,6 +45,7 @@ GREATEST_MS = 2**63 - 1
 _FLIP = bytes(255 - byte for byte in range(256))
 _U64 = struct.Struct(">Q")
 _ALL_ONES = 2**64 - 1
+_CLICKS_FROM = b"\x80"
 _CLICK = struct.Struct(">BBdB")  # format, carries an event id, weight, bytes of the event type
 _CLICK_SIZE = _CLICK.size
 _PROFILE = struct.Struct(">BQH")  # format, clicked_at_ms, bytes of the identity
@@ -60,6 +65,11 @@ def user_prefix(kind: bytes, user: bytes) -> bytes:
 def after_user(kind: bytes, user: bytes) -> bytes:
     """Return the first key that lies behind all keys of *kind* of this user."""
     return kind + user + b"\x01"
+
+
+def first_click(user: bytes) -> bytes:
+    """Return the first key that a click of this user which is not negative may have; the negative ones lie before."""
+    return user_prefix(CLICKS, user) + _CLICKS_FROM
 
 
 def encode_offset(offset: int) -> bytes:
@@ -85,7 +95,8 @@ def decode_erased(value: bytes) -> tuple[int, str]:
 def click_order(click: ClickEvent) -> bytes:
     """Return what follows the user's prefix in a click's key: its place in the window, newest first."""
     identity = click.item_id if click.event_id is None else click.event_id
-    return _U64.pack(_ALL_ONES - click.clicked_at_ms) + identity.encode().translate(_FLIP) + b"\xff"
+    newest = GREATEST_MS if click.event_type in NEGATIVE_EVENT_TYPES else _ALL_ONES
+    return _U64.pack(newest - click.clicked_at_ms) + identity.encode().translate(_FLIP) + b"\xff"
 
 
 def encode_click(click: ClickEvent) -> bytes:
@@ -115,7 +126,7 @@ def decode_click(user_id: str, order: bytes, value: bytes) -> ClickEvent:
     return ClickEvent(
         user_id=user_id,
         item_id=value[type_end:].decode() if has_event_id else identity,
-        clicked_at_ms=_ALL_ONES - _U64.unpack_from(order)[0],
+        clicked_at_ms=~_U64.unpack_from(order)[0] & GREATEST_MS,
         event_id=identity if has_event_id else None,
         event_type=value[_CLICK_SIZE:type_end].decode(),
         weight=weight,

@@ -25,7 +25,7 @@ class StoreHeader:
     partitions: int
     partition: int
     max_clicks: int
-    format: int = codec.FORMAT
+    format: int = codec.STORE_FORMAT
 
 
 def stores_dir(settings: Settings) -> Path:
@@ -54,6 +54,8 @@ def check_header(db: Rdict, path: Path, header: StoreHeader) -> None:
 def _remedy(field_name: str) -> str:
     if field_name == "max_clicks":
         return "set MINDSTREAM_WINDOW_MAX_CLICKS back, or move the store aside and let the log rebuild it"
+    if field_name == "format":
+        return "move the store aside and let the log rebuild it, or run the release that wrote it"
     return (
         "move the store aside, the next start rebuilds it from the log, or point this engine at the cluster it was on"
     )

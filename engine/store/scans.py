@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -18,7 +17,10 @@ from engine.events import ClickEvent
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, MARKS, PROFILES, DerivedRow
 from engine.store.rocksdb import check_status, open_for_reading, read, read_value, scan, scan_keys
-from engine.window import BehaviorWindow
+from engine.window import BehaviorWindow, window_order
+
+KeyRange = tuple[bytes, bytes]
+"""First key, and the first one behind."""
 
 
 class DirtyUser(msgspec.Struct, frozen=True, gc=False):
@@ -40,13 +42,12 @@ class DirtyBatch:
     applied_offset: int
     max_clicks: int
     _view: RdictIter | None
-    _surplus: dict[str, bytes] = field(default_factory=dict)
+    _surplus: list[KeyRange] = field(default_factory=list)
 
     def read_window(self, user_id: str) -> BehaviorWindow:
         """Return the user's window as of `applied_offset`; clicks come back without their profile."""
         clicks, surplus = scan_window(self._open_view(), user_id, max_clicks=self.max_clicks)
-        if surplus is not None:
-            self._surplus[user_id] = surplus
+        self._surplus += surplus
         return BehaviorWindow(clicks)
 
     def read_profile(self, user_id: str, names: Iterable[str]) -> dict[str, str | float]:
@@ -61,10 +62,10 @@ class DirtyBatch:
         assert self._view is not None, "a dirty batch is read before it is settled or released"
         return self._view
 
-    def close(self) -> dict[str, bytes]:
-        """Let go of the view, which would keep RocksDB open, and return where each user's surplus clicks start."""
+    def close(self) -> list[KeyRange]:
+        """Let go of the view, which would keep RocksDB open, and return the ranges of the users' surplus clicks."""
         self._view = None
-        surplus, self._surplus = self._surplus, {}
+        surplus, self._surplus = self._surplus, []
         return surplus
 
 
@@ -125,23 +126,42 @@ def scan_users(view: RdictIter) -> Iterator[str]:
         start = codec.after_user(CLICKS, user)
 
 
-def scan_window(view: RdictIter, user_id: str, *, max_clicks: int) -> tuple[tuple[ClickEvent, ...], bytes | None]:
-    """Return the user's kept clicks, oldest first, and where the surplus begins.
+def scan_window(view: RdictIter, user_id: str, *, max_clicks: int) -> tuple[tuple[ClickEvent, ...], list[KeyRange]]:
+    """Return the user's kept clicks, oldest first, and the ranges of surplus ones: those behind the window.
 
-    The second is the key of the first click behind the window, once there are `max_clicks` of those; else None.
+    Surplus counts once there are `max_clicks` of it: each range deleted costs the scans that pass it.
     """
-    prefix = codec.user_prefix(CLICKS, user_id.encode())
+    user = user_id.encode()
+    prefix, first, after = codec.user_prefix(CLICKS, user), codec.first_click(user), codec.after_user(CLICKS, user)
+    view.seek(prefix)
+    key = view.key()
+    if key is None or key >= first:  # as of nearly everybody: no negative click
+        kept, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks)
+        return tuple(reversed(kept)), surplus
+    negative, negative_surplus = _read_newest(view, user_id, len(prefix), first, max_clicks)
+    view.seek(first)
+    kept, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks)
+    return tuple(sorted(kept + negative, key=window_order)), negative_surplus + surplus
+
+
+def _read_newest(
+    view: RdictIter, user_id: str, prefix_size: int, end: bytes, max_clicks: int
+) -> tuple[list[ClickEvent], list[KeyRange]]:
+    """Return the clicks from where *view* stands up to the key *end*, newest first, and the range of those behind."""
     kept: list[ClickEvent] = []
-    view.seek(prefix)  # `scan`, without its generator: most of a refresh's reading is this loop
-    while (key := view.key()) is not None and key.startswith(prefix):
+    while (key := view.key()) is not None and key < end:  # most of a refresh's reading is this loop
         if len(kept) == max_clicks:
-            surplus = list(islice(scan_keys(view, prefix, start=key), max_clicks))
-            return tuple(reversed(kept)), surplus[0] if len(surplus) == max_clicks else None
-        kept.append(codec.decode_click(user_id, key[len(prefix) :], view.value()))
+            break
+        kept.append(codec.decode_click(user_id, key[prefix_size:], view.value()))
         view.next()
+    start, surplus = key, 0
+    while key is not None and key < end and surplus < max_clicks:
+        surplus += 1
+        view.next()
+        key = view.key()
     if key is None:
         check_status(view)
-    return tuple(reversed(kept)), None
+    return kept, [(start, end)] if surplus == max_clicks and start is not None else []
 
 
 def scan_profile(view: RdictIter, user_id: str) -> dict[str, str | float]:

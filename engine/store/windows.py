@@ -5,8 +5,9 @@ clicks, the profile attributes, a dirty mark per user and the greatest applied o
 state that some prefix of the log explains. The refresh loop reads: it takes dirty users together with a view of the
 store as it is then, and settles them once their lists are acknowledged. Keys and values are laid out in `codec`.
 
-A click is one put and no read. A window is a scan of at most `max_clicks` entries, newest first; clicks behind those
-can never come back into the window and are deleted, a range at a time, once there are `max_clicks` of them.
+A click is one put and no read. A window is a scan of at most `max_clicks` entries, newest first, and as many negative
+ones; clicks behind those can never come back into the window and are deleted, a range at a time, once there are
+`max_clicks` of them.
 
 Every method may be called from any thread. One lock guards the pending marks; it is held while a batch is written, so
 that the view of `take_dirty` always holds the clicks of the marks it takes.
@@ -32,6 +33,7 @@ from engine.store.rocksdb import close, compact, copy, open_for_writing, read, s
 from engine.store.scans import (
     DirtyBatch,
     DirtyUser,
+    KeyRange,
     joined,
     read_marks,
     read_offset,
@@ -336,8 +338,8 @@ class PartitionStore:
             for user in batch.users:
                 for offset in user.marks:
                     changes.delete(codec.mark_key(offset, user.user_id.encode()))
-            for user_id, key in surplus.items():
-                changes.delete_range(key, codec.after_user(CLICKS, user_id.encode()))
+            for start, end in surplus:
+                changes.delete_range(start, end)
             rows = [self._derive(done, batch.applied_offset) for done in refreshed]
             for done, (_, row) in zip(refreshed, rows, strict=True):
                 if row is None:
@@ -382,7 +384,7 @@ class PartitionStore:
         self._outstanding.add(batch)
         return batch
 
-    def _give_up(self, batch: DirtyBatch) -> dict[str, bytes]:
+    def _give_up(self, batch: DirtyBatch) -> list[KeyRange]:
         self._outstanding.discard(batch)
         return batch.close()
 

@@ -9,19 +9,19 @@ A list that mixed two versions, or an interest of one with the index of another,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from engine.event_types import NEGATIVE_EVENT_TYPES
 from engine.events import ClickEvent, ItemEvent
-from engine.model import NEGATIVE_EVENT_TYPES
 from engine.model.features import ItemInput, UserInput
 from engine.model.mind import InterestModel
 from engine.model.registry import Registry
-from engine.recall import RecallList, decode_list
+from engine.recall import RecallList, WindowClick, decode_list
 from engine.settings import Settings
 from trainer.log import open_consumer, read_small_topic
 from trainer.samples import fold_profile
@@ -52,11 +52,52 @@ def rescore(settings: Settings) -> Rescoring:
     for version, lists in by_version.items():
         parts = Registry(settings.registry).load(version)
         model = InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors)
-        listed = sorted({entry.item_id for one in lists for entry in one.items})
-        vectors = dict(zip(listed, model.item_vectors([described.get(i, ItemInput(i)) for i in listed]), strict=True))
+        vectors = vectors_of(model, lists, described)
         for start in range(0, len(lists), BATCH):
-            _compare(result, model, vectors, lists[start : start + BATCH], profiles, removals)
+            _compare(result, model, vectors, lists[start : start + BATCH], profiles, removals, settings.negative_push)
     return result
+
+
+def vectors_of(
+    model: InterestModel, lists: Iterable[RecallList], described: dict[str, ItemInput]
+) -> dict[str, np.ndarray]:
+    """Return the vector of each item that *lists* hold or were made of."""
+    named = {entry.item_id for one in lists for entry in (*one.items, *one.window)}
+    inputs = [described.get(item_id, ItemInput(item_id)) for item_id in sorted(named)]
+    return dict(zip(sorted(named), model.item_vectors(inputs), strict=True))
+
+
+def is_negative(click: WindowClick) -> bool:
+    return click.event_type in NEGATIVE_EVENT_TYPES
+
+
+def expected_scores(
+    one: RecallList,
+    standing: Sequence[WindowClick],
+    interests: np.ndarray,
+    item_vectors: dict[str, np.ndarray],
+    *,
+    push: float,
+) -> np.ndarray:
+    """Return (N,) what the items of *one* score, of which what is near to something turned down loses a part.
+
+    *standing* are the clicks of the window on items that are not removed.
+    """
+    listed = np.array([item_vectors[entry.item_id] for entry in one.items])
+    scores: np.ndarray = np.einsum("nd,nd->n", listed, interests[[entry.interest for entry in one.items]])
+    negative = {click.item_id for click in standing if is_negative(click)}
+    if not negative:
+        return scores
+
+    def nearest(item_ids: set[str]) -> np.ndarray:
+        cosines = [
+            listed @ each / np.maximum(np.linalg.norm(listed, axis=1) * np.linalg.norm(each), 1e-12)
+            for each in (item_vectors[item_id] for item_id in item_ids)
+        ]
+        return np.max([*cosines, np.zeros(len(listed))], axis=0)
+
+    clicked = {click.item_id for click in standing} - negative
+    return scores - np.clip(push * (nearest(negative) - nearest(clicked)), 0.0, 1.0) * np.abs(scores)
 
 
 def described_items(settings: Settings) -> dict[str, ItemInput]:
@@ -76,12 +117,17 @@ def _compare(
     lists: Sequence[RecallList],
     profiles: Profiles,
     removals: Removals,
+    push: float,
 ) -> None:
     differences = []
     for late_ms in (0, APPLIED_WITHIN_MS):
-        inputs = [UserInput(removals.standing(one, late_ms=late_ms), profile=profiles.at(one)) for one in lists]
-        vectors = model.interests(inputs).vectors
-        differences.append([_difference(*pair, item_vectors) for pair in zip(lists, vectors, strict=True)])
+        standing = [removals.standing(one, late_ms=late_ms) for one in lists]
+        inputs = [
+            UserInput([click.item_id for click in clicks if not is_negative(click)], profile=profiles.at(one))
+            for one, clicks in zip(lists, standing, strict=True)
+        ]
+        parts = zip(lists, standing, model.interests(inputs).vectors, strict=True)
+        differences.append([_difference(*part, item_vectors, push) for part in parts])
     for one, difference in zip(lists, np.min(differences, axis=0).tolist(), strict=True):
         if difference <= TOLERANCE:
             result.agreeing[one.model_version] += 1
@@ -89,12 +135,16 @@ def _compare(
             result.mismatches.append(f"version {one.model_version}: a score differs by {difference:.4f}")
 
 
-def _difference(one: RecallList, interests: np.ndarray, item_vectors: dict[str, np.ndarray]) -> float:
+def _difference(
+    one: RecallList,
+    standing: Sequence[WindowClick],
+    interests: np.ndarray,
+    item_vectors: dict[str, np.ndarray],
+    push: float,
+) -> float:
     if not one.items:  # as of a window whose items are all removed: nothing may have been left to search with
         return float("inf") if interests.any() else 0.0
-    listed = np.array([item_vectors[entry.item_id] for entry in one.items])
-    own = np.array([entry.interest for entry in one.items], dtype=int)
-    expected = np.einsum("nd,nd->n", listed, interests[own])
+    expected = expected_scores(one, standing, interests, item_vectors, push=push)
     return float(np.abs(expected - [entry.score for entry in one.items]).max(initial=0.0))
 
 
@@ -107,11 +157,10 @@ class Removals:
             item = msgspec.json.decode(record.value, type=ItemEvent)
             self._changes[item.item_id].append((record.timestamp, item.removed))
 
-    def standing(self, recall_list: RecallList, *, late_ms: int) -> list[str]:
-        """Return the window's liked items without those removed *late_ms* or longer before the list was made."""
+    def standing(self, recall_list: RecallList, *, late_ms: int) -> list[WindowClick]:
+        """Return the window without clicks on items removed *late_ms* or longer before the list was made."""
         at_ms = recall_list.computed_at_ms - late_ms
-        liked = [click.item_id for click in recall_list.window if click.event_type not in NEGATIVE_EVENT_TYPES]
-        return [item_id for item_id in liked if not self._is_removed(item_id, at_ms)]
+        return [click for click in recall_list.window if not self._is_removed(click.item_id, at_ms)]
 
     def _is_removed(self, item_id: str, at_ms: int) -> bool:
         states = [removed for changed_ms, removed in self._changes[item_id] if changed_ms <= at_ms]

@@ -8,13 +8,15 @@ import kafka
 import numpy as np
 import pytest
 
+from engine.event_types import NEGATIVE_EVENT_TYPES
 from engine.events import ClickEvent, encode_click
-from engine.model import NEGATIVE_EVENT_TYPES, InterestModel
+from engine.model import InterestModel
 from engine.model.registry import Registry
 from engine.recall import RecallList
+from engine.window import BehaviorWindow
 from tests.builders import NOON_MS
 from tests.integration.conftest import System
-from tests.integration.rescoring import described_items, written_lists
+from tests.integration.rescoring import described_items, expected_scores, vectors_of, written_lists
 from trainer.offline.neural import InterestMethod
 from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.samples import fold_profile
@@ -88,7 +90,10 @@ def test_a_thousand_windows_through_kafka_have_the_interests_that_the_offline_be
     rows = {item: row for row, item in enumerate(parts.item_ids, start=1)}
     clicks = draw_clicks(parts.item_ids, users=USERS)
     histories = folded(clicks)
-    windows = {user: history[-system.settings.window_max_clicks :] for user, history in histories.items()}
+    max_clicks = system.settings.window_max_clicks
+    windows = {
+        user: BehaviorWindow.of_ordered(all_of, max_clicks=max_clicks).clicks for user, all_of in histories.items()
+    }
     questions = {user: to_question(window, histories[user], rows) for user, window in windows.items()}
     hopeful = {user: question for user, question in questions.items() if len(question.history)}
     assert len(hopeful) > 0.95 * USERS  # the others clicked nothing that the model knows, so they have no interest
@@ -98,11 +103,7 @@ def test_a_thousand_windows_through_kafka_have_the_interests_that_the_offline_be
     system.wait_until(lambda: system.engine_metrics()["mindstream_dirty_users"] == 0, what="quiet", timeout_s=60)
     found = last_lists(system)
 
-    described, listed = (
-        described_items(system.settings),
-        sorted({e.item_id for one in found.values() for e in one.items}),
-    )
-    items_of = dict(zip(listed, model.item_vectors([described[item_id] for item_id in listed]), strict=True))
+    items_of = vectors_of(model, found.values(), described_items(system.settings))
     made = OfflineSet("parity", "none", list(parts.item_ids), Part([], []), Part([], []), [], [])
     vectors, used = InterestMethod(model, made, name="parity").users(list(hopeful.values()))
     for user, interests, mask in zip(hopeful, vectors, used, strict=True):
@@ -115,5 +116,6 @@ def test_a_thousand_windows_through_kafka_have_the_interests_that_the_offline_be
         items = np.array([items_of[entry.item_id] for entry in one.items])
         own = interests[[entry.interest for entry in one.items]]
         lengths = np.linalg.norm(items, axis=1) * np.linalg.norm(own, axis=1)
-        differences = np.einsum("nd,nd->n", items, own) - [entry.score for entry in one.items]
+        expected = expected_scores(one, one.window, interests, items_of, push=system.settings.negative_push)
+        differences = expected - [entry.score for entry in one.items]
         assert np.abs(differences / lengths).max() <= TOLERANCE

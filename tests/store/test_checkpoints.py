@@ -209,7 +209,7 @@ def manifest_with(**changes: object) -> bytes:
         "partitions": 4,
         "partition": 2,
         "max_clicks": 3,
-        "format": 1,
+        "format": 2,
     }
     fields = {"format": 1, "header": header, "applied_offset": 9, "created_at_ms": 1, "worker": "w", "files": [file]}
     return json.dumps(fields | changes).encode()

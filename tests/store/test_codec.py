@@ -38,6 +38,21 @@ def test_a_click_comes_back_as_it_was(
     assert stored == click
 
 
+@given(negative=st.tuples(TIMES, IDS), positive=st.tuples(TIMES, IDS))
+def test_negative_clicks_lie_before_all_others_of_their_user_and_behind_the_prefix(
+    negative: tuple[int, str], positive: tuple[int, str]
+) -> None:
+    clicks = [
+        make_click(clicked_at_ms=at, event_id=name, event_type=kind)
+        for (at, name), kind in ((negative, "hide"), (positive, "click"))
+    ]
+
+    first, second = (codec.user_prefix(codec.CLICKS, b"u1") + codec.click_order(click) for click in clicks)
+
+    assert codec.user_prefix(codec.CLICKS, b"u1") < first < codec.first_click(b"u1") <= second
+    assert second < codec.after_user(codec.CLICKS, b"u1")
+
+
 def test_one_users_keys_never_run_into_the_next_users() -> None:
     click = make_click(clicked_at_ms=0, item_id="z" * 256)
     key = codec.user_prefix(codec.CLICKS, b"ann") + codec.click_order(click)

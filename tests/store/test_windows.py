@@ -376,7 +376,7 @@ def test_users_are_listed_once_each(store: PartitionStore) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("topic_id", "other"), ("partitions", 8), ("max_clicks", 4), ("format", 2)],
+    [("topic_id", "other"), ("partitions", 8), ("max_clicks", 4), ("format", 3)],
 )
 def test_a_store_made_for_something_else_is_refused_by_name(
     store: PartitionStore, tmp_path: Path, field: str, value: object

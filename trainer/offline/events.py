@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import SourceError
-from engine.model import NEGATIVE_EVENT_TYPES
 from engine.sources import EventSource
 from trainer.offline.sequences import Kind, Profile, Sequences
 
@@ -28,7 +27,7 @@ def read_events(path: Path, source: EventSource) -> Sequences:
     profiles: dict[str, dict[str, str | float]] = {}
     negative = 0
     for click in source.clicks():
-        if click.event_type in NEGATIVE_EVENT_TYPES:
+        if click.is_negative:
             negative += 1
             continue
         rows, times_ms = clicks.setdefault(click.user_id, ([], []))
