@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine.settings import Settings
-from engine.streams.local_broker import LocalBroker
-from tests.conftest import free_port
+from tests.faults.broker_hits import NEED_THREE_NODES
+from tests.faults.cluster import Cluster
 from tests.faults.hits import FAULTS
 from tests.faults.rig import Rig
 
@@ -61,17 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the faults; 1 where a window differs or a round hit nothing."""
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        settings = Settings(data_dir=Path(folder) / "broker", broker_port=free_port(2), broker_heap_mb=512)
-        broker = LocalBroker(settings)
-        broker.start()
+        names = options.fault or list(FAULTS)
         try:
-            made = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
-            tallies = {name: run(name, made, Path(folder), options, broker) for name in options.fault or FAULTS}
+            tallies = {}
+            for nodes in (1, 3):
+                chosen = [name for name in names if (3 if name in NEED_THREE_NODES else 1) == nodes]
+                tallies |= run_on(nodes, chosen, Path(folder), options)
         except KeyboardInterrupt:
             print("broken off; nothing is written", file=sys.stderr)
             return 130
-        finally:
-            broker.stop()
     report = {
         "command": " ".join(["python -m tests.faults", *(arguments if arguments is not None else sys.argv[1:])]),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
@@ -82,6 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.report.write_text(json.dumps(report, indent=2) + "\n")
     print(table(tallies))
     return 1 if any(tally.differing or not tally.valid for tally in tallies.values()) else 0
+
+
+def run_on(nodes: int, names: Sequence[str], folder: Path, options: argparse.Namespace) -> dict[str, Tally]:
+    """Run the faults *names* on a cluster of so many nodes."""
+    if not names:
+        return {}
+    cluster = Cluster(folder / f"brokers-{nodes}", nodes=nodes)
+    try:
+        cluster.start()
+        return {name: run(name, cluster.settings, folder, options, cluster) for name in names}
+    finally:
+        cluster.stop()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -102,7 +112,7 @@ def run(
     broker: Settings,
     folder: Path,
     options: argparse.Namespace,
-    node: LocalBroker | None = None,
+    cluster: Cluster | None = None,
     *,
     topics: str = "",
 ) -> Tally:
@@ -111,7 +121,7 @@ def run(
     while tally.rounds < options.rounds:
         rounds = min(options.series, options.rounds - tally.rounds)
         prefix = f"{topics}{name}-{series}-"
-        rig = Rig(broker, folder / prefix, prefix=prefix, seed=hash_of(options.seed, name, series), node=node)
+        rig = Rig(broker, folder / prefix, prefix=prefix, seed=hash_of(options.seed, name, series), cluster=cluster)
         try:
             hit_in_series(rig, name, rounds, tally)
         finally:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.faults.broker_hits import BROKER_FAULTS
 from tests.faults.points import POINTS
 from tests.faults.rig import EngineProcess, Rig, wait
+from tests.faults.small_disk import SmallDisk
 from tests.faults.workers import WORKER_FAULTS
 
 ROUND_CLICKS = 12_000
@@ -137,6 +139,33 @@ def corrupt_a_table(rig: Rig) -> bool:
     return hit and noticed
 
 
+def fill_the_disk(rig: Rig) -> bool:
+    """The disk of an engine at work is full; it must say so and end, and go on when there is room."""
+    rig.send(ROUND_CLICKS)
+    with SmallDisk(rig.settings.data_dir / "engine") as disk:
+        if not disk.is_mounted:  # not root
+            return False
+        before = rig.applied()
+        engine = rig.start()
+        wait(lambda: rig.applied() > before, engine, what="work to begin", every_s=0.002)
+        disk.fill()
+        _until(lambda: not _goes_on(rig, engine), within_s=60.0)
+        said = engine.last_lines()
+        hit = engine.process.poll() not in (None, 0) and "can't be written" in said and rig.applied() < rig.logged()
+        if engine.is_running:
+            engine.kill()
+        disk.make_room()
+        _finish(rig)
+    return hit
+
+
+def _goes_on(rig: Rig, engine: EngineProcess) -> bool:
+    """Give *engine* more to write, as RocksDB has room of its own for some; return whether it runs."""
+    if engine.is_running:
+        rig.send(ROUND_CLICKS)
+    return engine.is_running
+
+
 def _set_aside(rig: Rig) -> bool:
     return any((rig.settings.data_dir / "engine" / "aside").glob("*"))
 
@@ -196,23 +225,6 @@ def _receive_a_guest(rig: Rig) -> bool:
     return had_work
 
 
-def kill_the_broker(rig: Rig) -> bool:
-    """`kill -9` of the only broker for longer than the session lasts, under an engine at work; then it is back."""
-    if rig.broker is None:
-        return False
-    rig.send(ROUND_CLICKS)
-    before, end = rig.applied(), rig.logged()
-    engine = rig.start()
-    wait(lambda: rig.applied() > before, engine, what="work to begin", every_s=0.002)
-    rig.broker.stop_node(1, kill=True)
-    hit = before < rig.applied() < end
-    time.sleep(rig.settings.session_timeout_s + 2.0)
-    rig.broker.start()
-    wait(lambda: rig.applied() == end, engine, what="the engine to go on")
-    stop_or_kill(engine)
-    return hit
-
-
 def stop_or_kill(engine: EngineProcess) -> None:
     """End *engine*, politely if it still listens."""
     if engine.is_running:
@@ -261,9 +273,10 @@ FAULTS: dict[str, Hit] = {
     "erasures": erase_under_work,
     "cut-wal": cut_the_wal,
     "corrupt-table": corrupt_a_table,
+    "full-disk": fill_the_disk,
     "rebalances": storm_of_rebalances,
-    "killed-broker": kill_the_broker,
     "zombie": freeze_until_another_took_over,
+    **BROKER_FAULTS,
     **WORKER_FAULTS,
 }
 """Every fault by the name that `--fault` takes."""

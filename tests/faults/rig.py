@@ -21,9 +21,9 @@ from engine.settings import Settings
 from engine.store.header import stores_dir
 from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
-from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 from tests.conftest import free_port
+from tests.faults.cluster import Cluster
 
 USERS = 2_000
 ITEMS = 400
@@ -48,6 +48,7 @@ class EngineProcess:
             "MINDSTREAM_CHECKPOINT_EVERY_S": str(settings.checkpoint_every_s),
             "MINDSTREAM_SESSION_TIMEOUT_S": str(settings.session_timeout_s),
             "MINDSTREAM_LEAVE_ON_STOP": str(settings.leave_on_stop),
+            "MINDSTREAM_REPLICATION_FACTOR": str(settings.replication_factor),
         }
         armed = ["tests.faults.points", point, str(times)] if point else ["engine.cli", "engine"]
         self.log_path = settings.data_dir / "engine.log"
@@ -90,7 +91,7 @@ class Rig:
     """Topics under a prefix of its own, and everything that was sent to them."""
 
     def __init__(
-        self, broker: Settings, folder: Path, *, prefix: str, seed: int, node: LocalBroker | None = None
+        self, broker: Settings, folder: Path, *, prefix: str, seed: int, cluster: Cluster | None = None
     ) -> None:
         folder.mkdir(parents=True)
         self.settings = broker.model_copy(
@@ -102,8 +103,8 @@ class Rig:
                 "checkpoint_every_s": 1,
             }
         )
-        self.broker = node
-        """The broker itself, where it may be harmed too."""
+        self.cluster = cluster
+        """The brokers themselves, where they may be harmed too."""
         self.random = random.Random(seed)
         self.engines: list[EngineProcess] = []
         self.sent = 0

@@ -9,6 +9,7 @@ import pytest
 
 from engine.settings import Settings
 from tests.faults.__main__ import Tally, main, run
+from tests.faults.cluster import Cluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -29,6 +30,21 @@ def test_an_engine_hit_at_work_loses_no_click_and_applies_none_twice(
 
     assert tallies[-1].valid == 1
     assert [(each.lost, each.applied_twice, each.differences) for each in tallies] == [(0, 0, [])] * len(tallies)
+
+
+@pytest.mark.parametrize("fault", ["cut-connections", "full-disk"])
+def test_an_engine_lives_through_what_the_way_to_the_broker_and_its_disk_do(tmp_path: Path, fault: str) -> None:
+    cluster = Cluster(tmp_path / "brokers")
+    try:
+        cluster.start()
+        tally = run(fault, cluster.settings, tmp_path, Namespace(rounds=1, series=1, seed=1), cluster)
+    finally:
+        cluster.stop()
+
+    assert (tally.lost, tally.applied_twice, tally.differences) == (0, 0, [])
+    if fault == "full-disk" and not tally.valid:
+        pytest.skip("this machine doesn't let us mount a small disk")
+    assert tally.valid == 1
 
 
 def test_the_tally_counts_what_an_audit_names() -> None:
