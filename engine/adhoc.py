@@ -131,7 +131,16 @@ class AdHocLists(ListMaker):
         rows, exact = rank(self._index.vectors, vectors, chosen)
         if wishes.negative:
             exact = np.stack([self._recaller.push_down(*each, wishes) for each in zip(exact, rows, strict=True)])
-        return merge(rows, exact, numbers, items=self._items, unavailable=blocked, seen=(), limits=limits)
+        return merge(
+            rows,
+            exact,
+            numbers,
+            items=self._items,
+            unavailable=blocked,
+            seen=(),
+            limits=limits,
+            categories=self._served.categories,
+        )
 
     def _keys(self, behaviors: Sequence[Behavior]) -> list[str]:
         return [str(place) for place in range(len(behaviors))]  # variants of one window, kept for no later call

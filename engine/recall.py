@@ -8,10 +8,11 @@ The merge, in order:
 
 1. Candidates that are seen, unavailable, padding or not finite are gone before anything is counted.
 2. An item found by several interests stays once, under the one that scores it best (then the lower interest).
-3. Each interest is given its best `floor * size` items, fewer if the floors together would not fit.
-4. The rest goes by score; an interest may hold up to `cap * size`.
-5. Only where that leaves the list short do interests go beyond their cap.
-6. The list is ordered by score, best first, ties by ascending item id, bytewise.
+3. Of a category only the best `category_cap * size` count at first; an item without a category always does.
+4. Each interest is given its best `floor * size` items, fewer if the floors together would not fit.
+5. The rest goes by score; an interest may hold up to `cap * size`.
+6. Only where that leaves the list short do interests and categories go beyond their cap.
+7. The list is ordered by score, best first, ties by ascending item id, bytewise.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from engine.settings import Settings
 from engine.window import BehaviorWindow
 
 NO_SLOT, _NO_TURN = -1, np.int64(3)
+NO_CATEGORY = -1
+"""Number of the items that have no category, which no cap holds back."""
 EXPLAINING_CLICKS = 5
 """An interest names at most this many of the clicks that formed it."""
 
@@ -126,11 +129,13 @@ class ListLimits:
     """Share of the list that each interest gets, if it has that many candidates."""
     cap: float
     """Share of the list that one interest may have while others can fill the rest."""
+    category_cap: float = 1.0
+    """Share of the list that one category may have while others can fill the rest."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Return the limits that *settings* name."""
-        return cls(size=settings.list_size, floor=settings.interest_floor, cap=settings.interest_cap)
+        return cls(settings.list_size, settings.interest_floor, settings.interest_cap, settings.category_cap)
 
     def floor_count(self, interests: int) -> int:
         """Return how many items each of *interests* gets at least; all of them together fit the list."""
@@ -140,6 +145,11 @@ class ListLimits:
     def cap_count(self) -> int:
         """How many items one interest has at the most while others can fill the rest."""
         return math.ceil(self.cap * self.size)
+
+    @property
+    def category_cap_count(self) -> int:
+        """How many items of one category there are at the most while others can fill the rest."""
+        return math.ceil(self.category_cap * self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +173,7 @@ def merge(
     unavailable: NDArray[np.bool_],
     seen: Collection[int],
     limits: ListLimits,
+    categories: NDArray[np.int32] | None = None,
 ) -> list[RankedItem]:
     """Return one list of what the interests in use found, by the rules at the top of this file.
 
@@ -173,7 +184,8 @@ def merge(
         items: the version's items.
         unavailable: (N,) bool, True where an item is removed or not available.
         seen: rows that the user is not to get.
-        limits: size, floor and cap.
+        limits: size, floor and caps.
+        categories: (N,) a number for each item's category, `NO_CATEGORY` for none; None: no item has one.
 
     Returns:
         At most `limits.size` items, fewer only where the candidates run out; best first, ties by item id.
@@ -182,7 +194,15 @@ def merge(
     best_first = np.lexsort((slots, np.where(np.isfinite(score), -score, np.inf)))
     once = best_first[np.unique(found[best_first], return_index=True)[1]]
     candidates = Candidates(found[None, once], score[None, once], slots[None, once])
-    return merge_many(candidates, [interests], items=items, unavailable=unavailable, seen=[seen], limits=limits)[0]
+    return merge_many(
+        candidates,
+        [interests],
+        items=items,
+        unavailable=unavailable,
+        seen=[seen],
+        limits=limits,
+        categories=categories,
+    )[0]
 
 
 def merge_many(
@@ -193,6 +213,7 @@ def merge_many(
     unavailable: NDArray[np.bool_],
     seen: Sequence[Collection[int]],
     limits: ListLimits,
+    categories: NDArray[np.int32] | None = None,
 ) -> list[list[RankedItem]]:
     """Return the lists of B users, each as `merge` makes it.
 
@@ -202,7 +223,8 @@ def merge_many(
         items: the version's items.
         unavailable: (N,) bool, True where an item is removed or not available.
         seen: B times the rows that the user is not to get.
-        limits: size, floor and cap.
+        limits: size, floor and caps.
+        categories: (N,) a number for each item's category, `NO_CATEGORY` for none; None: no item has one.
     """
     scores = found.scores + np.float32(0.0)  # never -0.0
     scores[(found.rows < 0) | ~np.isfinite(scores) | unavailable[found.rows]] = -np.inf
@@ -212,7 +234,10 @@ def merge_many(
     rows, slots = (np.take_along_axis(part, best_first, axis=1) for part in (found.rows, found.slots))
     scores = np.take_along_axis(scores, best_first, axis=1)
     slots[np.arange(slots.shape[1]) >= ends[:, None]] = NO_SLOT
-    chosen = _choose(slots, np.array([len(numbers) for numbers in interests]), limits)
+    beyond = None
+    if categories is not None and limits.category_cap_count < limits.size:
+        beyond = _beyond_cap(categories[rows], limits.category_cap_count)
+    chosen = _choose(slots, np.array([len(numbers) for numbers in interests]), limits, beyond)
     lists = []
     for user, numbers in enumerate(interests):
         own = chosen[user, : int(min(ends[user], limits.size))]
@@ -252,7 +277,25 @@ def _best_first(
     return places
 
 
-def _choose(slots: NDArray[np.int64], slot_counts: NDArray[np.int64], limits: ListLimits) -> NDArray[np.int64]:
+def _beyond_cap(categories: NDArray[np.int32], cap_count: int) -> NDArray[np.bool_]:
+    """Return (B, M), True for candidates, best first, with *cap_count* of their category before them."""
+    by_category = np.argsort(categories, axis=1, kind="stable")
+    ordered = np.take_along_axis(categories, by_category, axis=1)
+    places = np.broadcast_to(np.arange(ordered.shape[1]), ordered.shape)
+    begins = np.ones(ordered.shape, dtype=np.bool_)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    beyond = np.zeros(categories.shape, dtype=np.bool_)
+    np.put_along_axis(beyond, by_category, (places - first >= cap_count) & (ordered != NO_CATEGORY), axis=1)
+    return beyond
+
+
+def _choose(
+    slots: NDArray[np.int64],
+    slot_counts: NDArray[np.int64],
+    limits: ListLimits,
+    beyond: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
     """Return (B, size) positions of the chosen candidates, ascending; those without an item come last.
 
     What an interest gets is always a prefix of its own candidates, so a candidate's turn follows from its place among
@@ -262,15 +305,18 @@ def _choose(slots: NDArray[np.int64], slot_counts: NDArray[np.int64], limits: Li
     Args:
         slots: (B, M) whose each candidate is, best first; `NO_SLOT` behind the last one.
         slot_counts: (B,) how many interests have a floor.
-        limits: size, floor and cap.
+        limits: size, floor and caps.
+        beyond: (B, M) True for candidates beyond the cap of their category; None: nowhere.
     """
     floors = np.array([limits.floor_count(count) for count in slot_counts.tolist()])[:, None]
     turns = np.where(slots == NO_SLOT, _NO_TURN, np.int64(0))
     for slot in range(int(slot_counts.max(initial=0))):
-        own = slots == slot
+        own = slots == slot if beyond is None else (slots == slot) & ~beyond
         places = np.cumsum(own, axis=1, dtype=np.int32)
         turns[own & (places > floors)] = 1
         turns[own & (places > np.maximum(floors, limits.cap_count))] = 2
+    if beyond is not None:
+        turns[beyond & (turns == 0)] = 2
     # One key holds turn and position, so that a partial sort takes the first of each turn.
     keys = turns * slots.shape[1] + np.arange(slots.shape[1])
     size = min(limits.size, keys.shape[1])

@@ -142,6 +142,7 @@ class Recaller:
             unavailable=self._served.unavailable,
             seen=[self._served.rows.rows(one.unwanted) for one in wishes],
             limits=self._limits,
+            categories=self._served.categories,
         )
 
     def _exactly(

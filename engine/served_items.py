@@ -21,6 +21,7 @@ from engine.catalog import Catalog
 from engine.item_rows import ItemRows
 from engine.model import InterestModel
 from engine.model.features import ItemInput
+from engine.recall import NO_CATEGORY
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, make_index
 
@@ -47,6 +48,9 @@ class ServedItems:
         )
         self.unavailable: NDArray[np.bool_] = np.zeros(len(self.rows), dtype=np.bool_)
         """(N,) bool, True where an item is removed, not available, or no longer found by anything."""
+        self.categories: NDArray[np.int32] = np.full(len(self.rows), NO_CATEGORY, dtype=np.int32)
+        """(N,) a number for each item's category in the catalog, `NO_CATEGORY` for none."""
+        self._category_numbers: dict[str, int] = {}
         self._changed_rows: set[int] = set()
         self._without_vector: set[str] = set()
         self._mark: int | None = None
@@ -76,6 +80,7 @@ class ServedItems:
             self._take_described(inputs[start : start + AT_ONCE])
         self._take_back([item_id for item_id, item in known if item is None])
         self._note_availability(changed)
+        self._note_categories(changed)
 
     def _take_described(self, items: Sequence[ItemInput]) -> None:
         differs = self._model.differ(items)
@@ -102,6 +107,17 @@ class ServedItems:
                 self._without_vector.add(item_id)
             else:
                 self._without_vector.discard(item_id)
+
+    def _note_categories(self, changed: Collection[str]) -> None:
+        more = len(self.rows) - len(self.categories)
+        if more:
+            self.categories = np.concatenate([self.categories, np.full(more, NO_CATEGORY, dtype=np.int32)])
+        for item_id in changed:
+            row, category = self.rows.row(item_id), self._catalog.category(item_id)
+            if row is not None:
+                numbers = self._category_numbers
+                number = NO_CATEGORY if category is None else numbers.setdefault(category, len(numbers))
+                self.categories[row] = number
 
     def _note_availability(self, changed: Collection[str]) -> None:
         more = len(self.rows) - len(self.unavailable)

@@ -105,6 +105,8 @@ class Settings(BaseSettings):
     """Share of a list that each interest gets at least, if it has that many candidates; scaled down so that it fits."""
     interest_cap: float = Field(default=0.9, ge=0.1, le=1.0)
     """Share of a list that one interest gets at most, while others can fill the rest."""
+    category_cap: float = Field(default=1.0, ge=0.01, le=1.0)
+    """Share of a list that one category gets at most, while others can fill the rest; 1: no bound."""
     exclude_seen: bool = True
     """Leave items of the user's window out of the list."""
     negative_push: float = Field(default=2.0, ge=0.0, le=100.0)

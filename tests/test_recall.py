@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.errors import MalformedEvent
 from engine.item_rows import ItemRows
 from engine.recall import (
+    NO_CATEGORY,
     ListLimits,
     RankedItem,
     RecallList,
@@ -38,6 +39,7 @@ class Search:
     unavailable: set[int] = field(default_factory=set)
     seen: set[int] = field(default_factory=set)
     limits: ListLimits = field(default=ListLimits(size=6, floor=0.2, cap=0.7))
+    categories: list[int] | None = None
 
 
 def merged(search: Search) -> list[RankedItem]:
@@ -57,6 +59,7 @@ def merged(search: Search) -> list[RankedItem]:
         unavailable=unavailable,
         seen=search.seen,
         limits=search.limits,
+        categories=None if search.categories is None else np.array(search.categories, dtype=np.int32),
     )
 
 
@@ -76,11 +79,17 @@ def merged_plainly(search: Search) -> list[RankedItem]:
     left = sorted(best, key=lambda row: order(search, row, best[row][0]))
     size, slots = search.limits.size, len(search.found)
     floor, cap = search.limits.floor_count(slots), search.limits.cap_count
+    counting: list[int] = []
+    for row in left:
+        category = NO_CATEGORY if search.categories is None else search.categories[row]
+        before = sum(search.categories is not None and search.categories[other] == category for other in counting)
+        if category == NO_CATEGORY or before < search.limits.category_cap_count:
+            counting.append(row)
     chosen: list[int] = []
     for slot in range(slots):
-        chosen += [row for row in left if best[row][1] == slot][:floor]
-    for limit in (cap, size):
-        for row in left:
+        chosen += [row for row in counting if best[row][1] == slot][:floor]
+    for candidates_left, limit in ((counting, cap), (left, size)):
+        for row in candidates_left:
             held = sum(best[other][1] == best[row][1] for other in chosen)
             if row not in chosen and held < limit and len(chosen) < size:
                 chosen.append(row)
@@ -107,8 +116,12 @@ def searches(draw: st.DrawFn) -> Search:
         unavailable=draw(st.sets(every_row, max_size=5)),
         seen=draw(st.sets(every_row, max_size=5)),
         limits=ListLimits(
-            size=draw(st.integers(1, 20)), floor=draw(st.floats(0.0, 0.5)), cap=draw(st.floats(0.1, 1.0))
+            size=draw(st.integers(1, 20)),
+            floor=draw(st.floats(0.0, 0.5)),
+            cap=draw(st.floats(0.1, 1.0)),
+            category_cap=draw(st.sampled_from([1.0, 0.5, 0.2, 0.01])),
         ),
+        categories=draw(st.none() | st.lists(st.integers(NO_CATEGORY, 3), min_size=len(ids), max_size=len(ids))),
     )
 
 

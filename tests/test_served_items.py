@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +94,38 @@ class Shop:
 def vectors_of(shop: Shop, *items: ItemInput) -> list[list[float]]:
     assert shop.snapshot.model is not None
     return list(shop.snapshot.model.item_vectors(items).tolist())
+
+
+def count_by_category(shop: Shop, items: Sequence[str]) -> Counter[str | None]:
+    return Counter(shop.catalog.category(item_id) for item_id in items)
+
+
+def test_a_category_gets_no_more_than_its_cap_while_others_can_fill_the_list(shop: Shop) -> None:
+    assert count_by_category(shop, shop.listed(*LAMPS[:4]))["lamps"] == 46  # all but the clicked ones
+
+    shop.settings = shop.settings.model_copy(update={"category_cap": 0.3, "interest_floor": 0.5})
+    shop.lists = shop.make_lists()
+    capped = shop.listed(*LAMPS[:4])
+    by_category = count_by_category(shop, capped)
+
+    assert len(capped) == 50
+    assert max(by_category.values()) == by_category["lamps"] == 15
+
+    # Half of the lamps become mugs, the others have no category any more: they count as what they are now.
+    shop.tell(*(ItemEvent(item_id=each, category="mugs") for each in LAMPS[::2]))
+    shop.tell(*(ItemEvent(item_id=each) for each in LAMPS[1::2]))
+    listed = shop.listed(*LAMPS[:4])
+
+    assert count_by_category(shop, listed)["mugs"] <= 15
+    assert len(listed) == 50
+
+
+def test_a_cap_that_nothing_else_fills_is_passed(shop: Shop) -> None:
+    shop.settings = shop.settings.model_copy(update={"category_cap": 0.1})
+    shop.lists = shop.make_lists()
+    shop.tell(*(ItemEvent(item_id=each, removed=True) for each in ITEM_IDS if each not in LAMPS))
+
+    assert len(shop.listed(*LAMPS[:4])) == 46
 
 
 def test_whoever_clicks_a_lamp_and_hides_it_sees_lamps_later_but_not_who_likes_lamps(shop: Shop) -> None:
