@@ -16,8 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +39,7 @@ EF_CONSTRUCTION = 200
 """Candidates kept while a neighbor list is made; higher builds a better graph, slower."""
 EF_PER_ITEM = 1.5
 """A search keeps at least so many candidates for each item it asks for: with one, the far end of an answer is poor."""
+FOLDER_PREFIX, ABANDONED_AFTER_S = "mindstream-index-", 3_600
 DETERMINISTIC_ITEMS = 20_000
 """Up to so many items one thread builds the graph, so that the same vectors give the same file."""
 
@@ -45,6 +50,18 @@ class SavedIndex:
 
     size: int
     sha256: str
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Yield a temporary folder; one that a killed process left behind goes when it is an hour old."""
+    place, oldest_s = Path(tempfile.gettempdir()), time.time() - ABANDONED_AFTER_S
+    for left in place.glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError):  # another process may take it away, or own it
+            if left.stat().st_mtime < oldest_s:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
+        yield Path(folder)
 
 
 class HnswIndex:
@@ -131,16 +148,16 @@ class HnswIndex:
         Raises:
             DamagedIndex: the temporary directory could not hold it.
         """
-        with tempfile.TemporaryDirectory(prefix="mindstream-index-") as folder:
-            path = Path(folder) / "index.hnsw"
+        with _private_folder() as folder:
+            path = folder / "index.hnsw"
             self.save(path)
             return path.read_bytes()
 
     @classmethod
     def from_bytes(cls, content: bytes, vectors: npt.ArrayLike, *, ef: int = 200, threads: int = 1) -> HnswIndex:
         """Return the graph that a model version holds as *content*; as `load`, from a private copy."""
-        with tempfile.TemporaryDirectory(prefix="mindstream-index-") as folder:
-            path = Path(folder) / "index.hnsw"
+        with _private_folder() as folder:
+            path = folder / "index.hnsw"
             path.write_bytes(content)
             return cls.load(path, vectors, ef=ef, threads=threads)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -136,3 +138,19 @@ def test_graph_of_another_dimension_is_refused(dimensions: int):
 
     with pytest.raises(ItemIndexError, match="header"):
         HnswIndex.from_bytes(content, draw(50, dimensions))
+
+
+def test_what_a_killed_process_left_behind_goes_and_what_another_one_uses_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, used, foreign = tmp_path / "mindstream-index-left", tmp_path / "mindstream-index-used", tmp_path / "other"
+    for folder in (left, used, foreign):
+        folder.mkdir()
+        (folder / "index.hnsw").write_bytes(b"graph")
+    for folder in (left, foreign):
+        os.utime(folder, (1, 1))
+
+    HnswIndex.build(clustered(10)).to_bytes()
+
+    assert sorted(tmp_path.iterdir()) == [used, foreign]
