@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test unit integration faults check format bench lock clean preflight debian
+.PHONY: help setup up test unit integration faults damage check format bench lock clean preflight debian
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ integration: setup debian ## Run the tests that need a broker or the whole syste
 faults: setup ## Kill, freeze and damage a real engine and audit it; FAULT=name ROUNDS=n REPORT=file.json
 	@exec $(BIN)/python -m tests.faults $(if $(FAULT),--fault $(FAULT)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 	  $(if $(REPORT),--report $(REPORT))
+
+damage: setup ## Damage item index files in thousands of ways; none may be loaded, nothing may crash
+	@exec $(BIN)/python -m tests.ann.damage
 
 check: $(VENV)/.installed ## Check format, lint and types
 	@$(BIN)/ruff format --check engine trainer tests benchmarks deploy examples

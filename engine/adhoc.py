@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.ann.index import rank
+from engine.ann.index import rank, top_places
 from engine.events import ClickEvent
 from engine.microbatch import Behavior, ListMaker
 from engine.recall import ListLimits, RankedItem, RecallList, merge
@@ -127,7 +127,7 @@ class AdHocLists(ListMaker):
             scores = (vectors @ self._index.vectors.T)[:, allowed]
         depth = min(limits.size * (DEEPER if wishes.negative else 1), len(allowed))
         # The product only selects; the scores that leave are those of every search.
-        chosen = allowed[np.argpartition(-scores, depth - 1, axis=1)[:, :depth]]
+        chosen = allowed[top_places(scores, depth)]
         rows, exact = rank(self._index.vectors, vectors, chosen)
         if wishes.negative:
             exact = np.stack([self._recaller.push_down(*each, wishes) for each in zip(exact, rows, strict=True)])

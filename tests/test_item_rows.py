@@ -17,6 +17,7 @@ def test_ranks_order_ids_wherever_new_ones_come(first: Sequence[str]) -> None:
     rows = ItemRows(first)
     drawn = np.random.default_rng(5)
     names = [f"{at:05d}" for at in drawn.integers(3_000, size=500).tolist()] + ["m" + "a" * at for at in range(60)]
+    names += [f"n{at:05d}" for at in range(2_000)] + [f"l{at:05d}" for at in range(2_000, 0, -1)]
 
     for name in names:
         row = rows.add(name)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, no_rows, rank
 
 _SCORES_AT_ONCE = 32_000_000
 """Scores held at a time: 128 MB."""
+_BLOCK = 32
+"""Scores in a block, of which the greatest alone is looked at first."""
 
 
 class ExactIndex:
@@ -62,8 +65,37 @@ class ExactIndex:
         """Return the (Q, k) best rows; of items equal at the last place, those of the lowest rows."""
         with torch.inference_mode():
             scores = torch.as_tensor(queries, device=self._items.device) @ self._items.T
-            best, rows = torch.topk(scores, k, dim=1)
-            crowded = (scores >= best[:, -1:]).sum(dim=1) > k
+            rows, crowded = (_top_of_blocks if _has_many_blocks(scores, k) else _top)(scores, k)
             for query in torch.nonzero(crowded).flatten().tolist():
                 rows[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
             return np.asarray(rows.cpu().numpy(), dtype=np.int64)
+
+
+def _has_many_blocks(scores: Tensor, k: int) -> bool:
+    """Whether looking at blocks first is faster; a GPU is fast enough, and has its own way."""
+    return scores.device.type == "cpu" and scores.shape[1] // _BLOCK > 2 * k
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the places of the *k* greatest of each row, and (Q,) whether others equal the last of them."""
+    best, places = torch.topk(scores, k, dim=1)
+    return places, (scores >= best[:, -1:]).sum(dim=1) > k
+
+
+def _top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Do what `_top` does, which takes three times as long on a hundred thousand scores.
+
+    The k greatest scores lie in the k blocks with the greatest maxima, so only those are searched.
+    """
+    queries, count = scores.shape
+    whole = count // _BLOCK * _BLOCK
+    maxima = scores[:, :whole].view(queries, -1, _BLOCK).amax(dim=2)
+    blocks = torch.topk(maxima, k, dim=1).indices
+    places = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK)).view(queries, -1)
+    places = torch.cat([places, torch.arange(whole, count).expand(queries, count - whole)], dim=1)
+    chosen = torch.gather(scores, 1, places)
+    best, at = torch.topk(chosen, k, dim=1)
+    last = best[:, -1:]
+    inside, outside = (chosen >= last).sum(dim=1), (maxima >= last).sum(dim=1)
+    reaching = (torch.gather(maxima, 1, blocks) >= last).sum(dim=1)
+    return torch.gather(places, 1, at), (inside > k) | (outside > reaching)

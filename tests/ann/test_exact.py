@@ -3,8 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.ann.exact import ExactIndex
+from engine.ann.index import top_places
 from tests.ann.test_index import draw
 
 
@@ -16,6 +19,44 @@ def test_of_items_equal_at_the_last_place_the_lowest_rows_are_taken():
     rows, _ = ExactIndex(vectors).search(np.array([[1, 0, 0, 0]], dtype=np.float32), 4)
 
     assert list(rows[0]) == [30, 5, 6, 7]
+
+
+@pytest.mark.parametrize("items", [3_000, 3_007, 10_000])
+@pytest.mark.parametrize("distinct", [3, 50, 10**6])
+def test_looking_at_blocks_first_finds_the_same(items: int, distinct: int):
+    # Few distinct scores: whole blocks are equal, and the last place is shared by many.
+    random = np.random.default_rng(items)
+    vectors = random.integers(1, distinct + 1, size=(items, 1)).astype(np.float32)
+    interests = np.array([[1.0], [-1.0], [0.5]], dtype=np.float32)
+    index = ExactIndex(vectors)
+
+    for k in (1, 7, 40):
+        rows, scores = index.search(interests, k)
+
+        assert items // 32 > 2 * k
+        for query, (found, best) in enumerate(zip(rows, scores, strict=True)):
+            all_scores = vectors[:, 0] * interests[query, 0]
+            expected = np.lexsort((np.arange(items), -all_scores))[:k]
+            assert found.tolist() == expected.tolist()
+            assert best.tolist() == all_scores[expected].tolist()
+
+
+@given(
+    st.integers(1, 2_000),
+    st.integers(1, 9),
+    st.integers(0, 2**32),
+    st.sampled_from([1, 3, 10**6]),
+)
+def test_top_places_are_those_of_the_greatest_scores(count: int, k: int, seed: int, distinct: int):
+    scores = np.random.default_rng(seed).integers(distinct, size=(3, count)).astype(np.float32)
+    scores[:, ::3] = -np.inf
+    k = min(k, count)
+
+    places = top_places(scores, k)
+
+    assert places.shape == (3, k)
+    assert all(len(set(each)) == k for each in places.tolist())
+    assert np.sort(np.take_along_axis(scores, places, axis=1)).tolist() == np.sort(scores)[:, -k:].tolist()
 
 
 @pytest.mark.gpu

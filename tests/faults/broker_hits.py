@@ -31,7 +31,7 @@ class AtWork:
         self.cluster: Cluster = rig.cluster
         self.rig, self.hits = rig, 0
         rig.send(BACKLOG)
-        settings, before = rig.settings, rig.applied()
+        settings, before, self.end = rig.settings, rig.applied(), rig.logged()
         if by_proxy:
             settings = settings.model_copy(update={"kafka_bootstrap_servers": self.cluster.proxied})
         self.engine: EngineProcess = rig.start(settings)
@@ -39,7 +39,12 @@ class AtWork:
 
     def note_hit(self) -> None:
         """Note that the harm is done now, if there is something left to do."""
-        self.hits += self.rig.applied() < self.rig.logged()
+        self.hits += self.rig.applied() < self.end
+
+    def send_more(self) -> None:
+        """Send clicks beside the engine's work."""
+        self.rig.send(MORE)
+        self.end = self.rig.logged()
 
     def finish(self) -> bool:
         """Wait until the engine has applied everything, stop it, and return whether it was hit at work."""
@@ -52,9 +57,8 @@ class AtWork:
 def kill_the_broker(rig: Rig) -> bool:
     """`kill -9` of the only broker for longer than the session lasts, under an engine at work; then it is back."""
     work = AtWork(rig)
-    end = rig.logged()
     work.cluster.broker.stop_node(1, kill=True)
-    work.hits += rig.applied() < end
+    work.note_hit()
     time.sleep(rig.settings.session_timeout_s + BEYOND_THE_SESSION_S)
     work.cluster.start()
     return work.finish()
@@ -63,10 +67,9 @@ def kill_the_broker(rig: Rig) -> bool:
 def pause_the_broker(rig: Rig) -> bool:
     """SIGSTOP of the only broker for longer than the session lasts; then it goes on."""
     work = AtWork(rig)
-    end = rig.logged()
     [broker] = work.cluster.broker.pids
     os.kill(broker, signal.SIGSTOP)
-    work.hits += rig.applied() < end
+    work.note_hit()
     time.sleep(rig.settings.session_timeout_s + BEYOND_THE_SESSION_S)
     os.kill(broker, signal.SIGCONT)
     return work.finish()
@@ -76,8 +79,9 @@ def lose_the_coordinator(rig: Rig) -> bool:
     """`kill -9` of the one of three brokers that coordinates the group; the engine goes on without; then it is back."""
     work = AtWork(rig)
     node = asyncio.run(_coordinator(rig.settings))
-    work.note_hit()
+    work.send_more()
     work.cluster.broker.stop_node(node, kill=True)
+    work.note_hit()
     rig.send(MORE)
     wait(lambda: rig.applied() == rig.logged(), work.engine, what="the engine to go on with two brokers")
     work.cluster.start()
@@ -91,7 +95,7 @@ def slow_the_connections(rig: Rig) -> bool:
     assert work.cluster.proxy is not None
     work.cluster.proxy.delay_s = SLOW_S
     for _ in range(CUTS):
-        rig.send(MORE)
+        work.send_more()
         time.sleep(rig.random.uniform(0.0, 0.5))
         work.note_hit()
     work.cluster.proxy.delay_s = 0.0
@@ -103,7 +107,7 @@ def cut_the_connections(rig: Rig) -> bool:
     work = AtWork(rig, by_proxy=True)
     assert work.cluster.proxy is not None
     for _ in range(CUTS):
-        rig.send(MORE)
+        work.send_more()
         time.sleep(rig.random.uniform(0.0, 0.5))
         if work.cluster.proxy.cut():
             work.note_hit()
@@ -114,7 +118,7 @@ def silence_the_connections(rig: Rig) -> bool:
     """Connections stay open, and nothing comes through for longer than the session lasts."""
     work = AtWork(rig, by_proxy=True)
     assert work.cluster.proxy is not None
-    rig.send(MORE)
+    work.send_more()
     work.cluster.proxy.passing.clear()
     work.note_hit()
     time.sleep(rig.settings.session_timeout_s + BEYOND_THE_SESSION_S)
