@@ -184,7 +184,7 @@ def read_us(db: Rdict, users: Sequence[str]) -> float:
         began_s = time.thread_time()
         view = db.iter()
         for user in users:
-            clicks, _ = scan_window(view, user, max_clicks=FULL_WINDOW)
+            clicks = scan_window(view, user, max_clicks=FULL_WINDOW)[0].clicks
             assert len(clicks) == FULL_WINDOW
         seconds.append(time.thread_time() - began_s)
     return sorted(seconds[1:])[10] / len(users) * 1e6

@@ -16,6 +16,7 @@ from itertools import islice
 
 import numpy as np
 import structlog
+from msgspec import UNSET
 
 from engine import metrics
 from engine.catalog import Catalog
@@ -263,6 +264,7 @@ class ListMaker:
             items=items,
             interests=summarize_interests(interests.routing_weights[place][routed], item_ids, numbers),
             window=describe_window(behavior.window),
+            seen=behavior.window.seen or UNSET,
             as_of_ms=behavior.window.newest_ms,
             accepted_at_ms=behavior.accepted_at_ms,
             computed_at_ms=self._now_ms(),

@@ -24,6 +24,7 @@ from typing import Literal, Self
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from engine.ann.index import order_keys
@@ -81,6 +82,8 @@ class RecallList(msgspec.Struct, frozen=True, kw_only=True):
     """In ascending interest number; empty on a popular list."""
     window: Sequence[WindowClick] = ()
     """Oldest click first."""
+    seen: Sequence[str] | UnsetType = UNSET
+    """Items that were clicked before the window and are left out too; where a setting asks for it."""
     as_of_ms: int | None = None
     """Event time of the newest click taken in; None without a window."""
     accepted_at_ms: int | None = None

@@ -48,9 +48,11 @@ class Wishes:
     def of(cls, window: BehaviorWindow, standing: Sequence[ClickEvent], *, exclude_seen: bool) -> Self:
         """Return what *window* says, and of the *standing* items, which are not removed, what the user made of them.
 
-        With *exclude_seen* all items of the window stay out.
+        With *exclude_seen* all items of the window stay out, and those seen before it.
         """
         unwanted = {click.item_id for click in window.clicks if exclude_seen or click.is_negative}
+        if exclude_seen:
+            unwanted.update(window.seen)
         negative = {click.item_id for click in standing if click.is_negative}
         if not negative:
             return cls(unwanted)
@@ -181,8 +183,7 @@ class Recaller:
     def _width(self) -> int:
         """Return how many items each interest finds, so that the list is full without the seen and unavailable."""
         count, available = len(self._served.rows), len(self._served.rows) - int(self._served.unavailable.sum())
-        wanted = self._limits.size + min(self._settings.window_max_clicks, self._limits.size)
-        return max(1, min(count, math.ceil(wanted * count / max(available, 1))))
+        return max(1, min(count, math.ceil(self._settings.candidates * count / max(available, 1))))
 
     def _new_search(self) -> PooledSearch:
         index = self._served.index

@@ -109,6 +109,10 @@ class Settings(BaseSettings):
     """Share of a list that one category gets at most, while others can fill the rest; 1: no bound."""
     exclude_seen: bool = True
     """Leave items of the user's window out of the list."""
+    seen_days: float = Field(default=0.0, ge=0.0, le=3_650.0)
+    """Leave also out what the user clicked so many days before the newest click; 0: the window alone."""
+    seen_max_clicks: int = Field(default=500, ge=1, le=10_000)
+    """So many clicks of a user are kept for that at most, those of the window among them."""
     negative_push: float = Field(default=2.0, ge=0.0, le=100.0)
     """How much lower an item scores that is nearer to one the user disliked or hid than to any clicked one: this share
     of its score for a difference of 1 between the cosines; 0: only the item itself stays out."""
@@ -209,6 +213,12 @@ class Settings(BaseSettings):
     def registry(self) -> str:
         """Address of the model registry."""
         return self.registry_url or str(self.data_dir / "models")
+
+    @property
+    def candidates(self) -> int:
+        """How many items an interest finds, so that a list is full without those the user has seen."""
+        seen = max(self.seen_max_clicks, self.window_max_clicks) if self.seen_days else self.window_max_clicks
+        return self.list_size + min(seen, self.list_size)
 
     def topic(self, name: str) -> str:
         """Return the full name of the topic called *name* in the contract."""

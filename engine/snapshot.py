@@ -151,12 +151,11 @@ def _load_index(settings: Settings, version: str, parts: VersionParts, model: In
 
 def _choose_index(settings: Settings, version: str, graph: HnswIndex, queries: Vectors) -> HnswIndex | ExactIndex:
     exact = ExactIndex(graph.vectors, device=choose_device(settings.device))
-    wanted = settings.list_size + min(settings.window_max_clicks, settings.list_size)
     choice = choose(
         graph,
         exact,
         queries,
-        k=min(max(wanted, settings.index_ef), graph.size),
+        k=min(max(settings.candidates, settings.index_ef), graph.size),
         target=settings.recall_target,
         most=settings.index_ef_max,
     )

@@ -30,6 +30,8 @@ class BehaviorWindow:
     """One user's kept clicks, oldest first; ties are ordered by identity, bytewise, then negative clicks come last."""
 
     clicks: tuple[ClickEvent, ...] = ()
+    seen: tuple[str, ...] = ()
+    """Items of clicks behind the window that a list leaves out all the same; where a setting asks for it."""
 
     @classmethod
     def of(cls, clicks: Iterable[ClickEvent], *, max_clicks: int) -> Self:

@@ -89,6 +89,7 @@ class Held(msgspec.Struct, gc=False):
     """The part of a stored list that tells of the user and not of the items."""
 
     window: list[WindowClick] = []
+    seen: tuple[str, ...] = ()
     interests: msgspec.Raw = msgspec.Raw(b"[]")
     as_of_ms: int | None = None
     computed_at_ms: int | None = None

@@ -123,5 +123,6 @@ def _window_of(user_id: str, held: answers.Held) -> BehaviorWindow:
                 weight=click.weight,
             )
             for click in held.window
-        )
+        ),
+        held.seen,
     )

@@ -42,10 +42,10 @@ def _dump_store(db: Rdict, header: Mapping[str, Any]) -> Iterator[dict[str, Any]
     waiting, refreshed = read_marks(db.iter()).keys(), dict(scan_derived(db.iter()))
     log = {name: header[name] for name in ("cluster_id", "topic_id", "partitions")}
     for user_id in scan_users(db.iter()):
-        clicks, _ = scan_window(view, user_id, max_clicks=header["max_clicks"])
+        window, _ = scan_window(view, user_id, max_clicks=header["max_clicks"])
         yield {
             "user_id": user_id,
-            "clicks": [_click_fields(click) for click in clicks],
+            "clicks": [_click_fields(click) for click in window.clicks],
             "profile": scan_profile(view, user_id),
             "partition": header["partition"],
             "applied_offset": applied_offset,

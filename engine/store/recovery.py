@@ -27,7 +27,7 @@ from engine.settings import Settings
 from engine.store.checkpoints import Checkpoint, Checkpoints
 from engine.store.header import StoreHeader, stores_dir
 from engine.store.rocksdb import verify
-from engine.store.scans import read_offset_of
+from engine.store.scans import SeenRule, read_offset_of
 from engine.store.windows import PartitionStore
 
 SUSPECT = "suspect-stores"
@@ -63,6 +63,7 @@ class Recovery:
             now_ms: wall time, for the names of stores that are moved aside.
         """
         self._settings, self._checkpoints, self._now_ms = settings, checkpoints, now_ms
+        self._seen_rule = SeenRule.of(settings)
         directory = settings.data_dir / "engine"
         self._fetching, self._aside = directory / "fetching", directory / "aside"
         shutil.rmtree(self._fetching, ignore_errors=True)
@@ -100,7 +101,7 @@ class Recovery:
                 local.close()
             self._move_in(best, header)
             local, base = None, "checkpoint"
-        store = local or PartitionStore.open(self.path(header), header)
+        store = local or PartitionStore.open(self.path(header), header, seen=self._seen_rule)
         metrics.STORES_OPENED.labels(base).inc()
         log.info("store_opened", partition=header.partition, base=base, applied_offset=store.applied_offset)
         return store
@@ -147,7 +148,7 @@ class Recovery:
         try:
             if self._verifies:
                 verify(path)
-            return PartitionStore.open(path, header)
+            return PartitionStore.open(path, header, seen=self._seen_rule)
         except DamagedStore as error:
             self._set_aside(path, error)
             return None

@@ -9,15 +9,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import msgspec
 from rocksdict import Rdict, RdictIter
 
 from engine.events import ClickEvent
+from engine.settings import Settings
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, MARKS, PROFILES, DerivedRow
 from engine.store.rocksdb import check_status, open_for_reading, read, read_value, scan, scan_keys
 from engine.window import BehaviorWindow, window_order
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRule:
+    """Which clicks behind the window are kept for the items they saw: so long before the newest, and so many."""
+
+    within_ms: int
+    max_clicks: int
+    """Those of the window among them."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """Return the rule that *settings* name; None where the window is all that counts."""
+        if not settings.seen_days or not settings.exclude_seen:
+            return None
+        return cls(int(settings.seen_days * DAY_MS), settings.seen_max_clicks)
+
 
 KeyRange = tuple[bytes, bytes]
 """First key, and the first one behind."""
@@ -42,13 +63,15 @@ class DirtyBatch:
     applied_offset: int
     max_clicks: int
     _view: RdictIter | None
+    _seen_rule: SeenRule | None = None
     _surplus: list[KeyRange] = field(default_factory=list)
 
     def read_window(self, user_id: str) -> BehaviorWindow:
         """Return the user's window as of `applied_offset`; clicks come back without their profile."""
-        clicks, surplus = scan_window(self._open_view(), user_id, max_clicks=self.max_clicks)
+        view = self._open_view()
+        window, surplus = scan_window(view, user_id, max_clicks=self.max_clicks, seen=self._seen_rule)
         self._surplus += surplus
-        return BehaviorWindow(clicks)
+        return window
 
     def read_profile(self, user_id: str, names: Iterable[str]) -> dict[str, str | float]:
         """Return those of the attributes *names* that the user's profile had as of `applied_offset`."""
@@ -126,8 +149,10 @@ def scan_users(view: RdictIter) -> Iterator[str]:
         start = codec.after_user(CLICKS, user)
 
 
-def scan_window(view: RdictIter, user_id: str, *, max_clicks: int) -> tuple[tuple[ClickEvent, ...], list[KeyRange]]:
-    """Return the user's kept clicks, oldest first, and the ranges of surplus ones: those behind the window.
+def scan_window(
+    view: RdictIter, user_id: str, *, max_clicks: int, seen: SeenRule | None = None
+) -> tuple[BehaviorWindow, list[KeyRange]]:
+    """Return the user's window, and the ranges of surplus clicks: those behind it that no *seen* rule keeps.
 
     Surplus counts once there are `max_clicks` of it: each range deleted costs the scans that pass it.
     """
@@ -136,24 +161,38 @@ def scan_window(view: RdictIter, user_id: str, *, max_clicks: int) -> tuple[tupl
     view.seek(prefix)
     key = view.key()
     if key is None or key >= first:  # as of nearly everybody: no negative click
-        kept, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks)
-        return tuple(reversed(kept)), surplus
-    negative, negative_surplus = _read_newest(view, user_id, len(prefix), first, max_clicks)
+        kept, behind, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks, seen)
+        return BehaviorWindow(tuple(reversed(kept)), behind), surplus
+    negative, _, negative_surplus = _read_newest(view, user_id, len(prefix), first, max_clicks)
     view.seek(first)
-    kept, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks)
-    return tuple(sorted(kept + negative, key=window_order)), negative_surplus + surplus
+    kept, behind, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks, seen)
+    return BehaviorWindow(tuple(sorted(kept + negative, key=window_order)), behind), negative_surplus + surplus
 
 
 def _read_newest(
-    view: RdictIter, user_id: str, prefix_size: int, end: bytes, max_clicks: int
-) -> tuple[list[ClickEvent], list[KeyRange]]:
-    """Return the clicks from where *view* stands up to the key *end*, newest first, and the range of those behind."""
+    view: RdictIter, user_id: str, prefix_size: int, end: bytes, max_clicks: int, seen: SeenRule | None = None
+) -> tuple[list[ClickEvent], tuple[str, ...], list[KeyRange]]:
+    """Return the clicks from where *view* stands up to the key *end*, newest first, and what lies behind them.
+
+    That is the distinct items that *seen* still counts, and the range of the clicks that nobody needs.
+    """
     kept: list[ClickEvent] = []
     while (key := view.key()) is not None and key < end:  # most of a refresh's reading is this loop
         if len(kept) == max_clicks:
             break
         kept.append(codec.decode_click(user_id, key[prefix_size:], view.value()))
         view.next()
+    behind: dict[str, None] = {}
+    if seen is not None and kept:
+        oldest_ms, left = kept[0].clicked_at_ms - seen.within_ms, seen.max_clicks - len(kept)
+        while key is not None and key < end and left > 0:
+            click = codec.decode_click(user_id, key[prefix_size:], view.value())
+            if click.clicked_at_ms < oldest_ms:
+                break
+            behind[click.item_id] = None
+            left -= 1
+            view.next()
+            key = view.key()
     start, surplus = key, 0
     while key is not None and key < end and surplus < max_clicks:
         surplus += 1
@@ -161,7 +200,7 @@ def _read_newest(
         key = view.key()
     if key is None:
         check_status(view)
-    return kept, [(start, end)] if surplus == max_clicks and start is not None else []
+    return kept, tuple(behind), [(start, end)] if surplus == max_clicks and start is not None else []
 
 
 def scan_profile(view: RdictIter, user_id: str) -> dict[str, str | float]:

@@ -34,6 +34,7 @@ from engine.store.scans import (
     DirtyBatch,
     DirtyUser,
     KeyRange,
+    SeenRule,
     joined,
     read_marks,
     read_offset,
@@ -70,8 +71,8 @@ class Refreshed:
 class PartitionStore:
     """One partition's windows, profiles, dirty marks and derived rows; made by `open`."""
 
-    def __init__(self, db: Rdict, header: StoreHeader) -> None:
-        self.header = header
+    def __init__(self, db: Rdict, header: StoreHeader, *, seen: SeenRule | None = None) -> None:
+        self.header, self._seen_rule = header, seen
         self._db, self._path = db, db.path()
         self._lock = threading.Lock()
         self._applied_offset = read_offset(db)
@@ -89,8 +90,13 @@ class PartitionStore:
         self._copying = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, header: StoreHeader) -> Self:
+    def open(cls, path: Path, header: StoreHeader, *, seen: SeenRule | None = None) -> Self:
         """Open the store at *path*, made if there is none.
+
+        Args:
+            path: its directory.
+            header: what it is for.
+            seen: which clicks behind the windows stay for the items they saw; None: none.
 
         Raises:
             StoreFormatError: it was written for another header.
@@ -100,7 +106,7 @@ class PartitionStore:
         db = open_for_writing(path)
         try:
             check_header(db, path, header)
-            return cls(db, header)
+            return cls(db, header, seen=seen)
         except BaseException:
             db.close()
             raise
@@ -380,7 +386,7 @@ class PartitionStore:
 
     def _new_batch(self, users: Sequence[DirtyUser]) -> DirtyBatch:
         view = self._db.iter() if users else None
-        batch = DirtyBatch(users, self._applied_offset, self.header.max_clicks, view)
+        batch = DirtyBatch(users, self._applied_offset, self.header.max_clicks, view, self._seen_rule)
         self._outstanding.add(batch)
         return batch
 
@@ -415,7 +421,7 @@ class PartitionStore:
 
     def read_window(self, user_id: str) -> BehaviorWindow:
         """Return the user's window as it is now; empty for a user never seen."""
-        return BehaviorWindow(scan_window(self._db.iter(), user_id, max_clicks=self.header.max_clicks)[0])
+        return scan_window(self._db.iter(), user_id, max_clicks=self.header.max_clicks, seen=self._seen_rule)[0]
 
     def read_profile(self, user_id: str) -> dict[str, str | float]:
         """Return the user's whole profile as it is now."""

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from engine.events import ItemEvent
+from engine.recall import encode_list
 from engine.serving.api import create_app
 from engine.serving.service import QueryService
 from engine.snapshot import PopularLists
@@ -65,6 +66,29 @@ async def test_a_page_that_the_filter_leaves_full_comes_from_the_list(trained: Q
     answer = (await ask(trained, "GET", f"/v1/users/u1/recall?limit=9&exclude={listed[0]['item_id']}")).json
 
     assert (answer["source"], answer["items"]) == ("personal", listed[1:])
+
+
+async def test_what_was_seen_before_the_window_is_in_no_list_and_no_search(tmp_path: Path):
+    few = {"window_max_clicks": 4}
+    with open_trained(tmp_path / "all", **few) as service:
+        made = make_engine_list(service, tmp_path / "store", CLICKS)
+        before = {click.item_id for click in CLICKS[:-4]} & {item.item_id for item in made.items}
+        assert "seen" not in msgspec.json.decode(encode_list(made))
+    assert before
+
+    with open_trained(tmp_path / "seen", seen_days=1, **few) as service:
+        assert service.lists is not None
+        made = make_engine_list(service, tmp_path / "store-seen", CLICKS)
+        service.lists.apply([list_record(made, offset=0)])
+        listed = (await ask(service, "GET", "/v1/users/u1/recall?limit=50")).json["items"]
+        excluded = "&".join(f"exclude={item['item_id']}" for item in listed[1:])
+        searched = (await ask(service, "GET", f"/v1/users/u1/recall?limit=50&{excluded}")).json
+
+    clicked = {click.item_id for click in CLICKS}
+    assert set(made.seen) == {click.item_id for click in CLICKS[:-4]}
+    assert searched["source"] == "searched"
+    assert not clicked & {item["item_id"] for item in (*listed, *searched["items"])}
+    assert len(listed) == len(searched["items"]) == 50
 
 
 async def test_a_category_without_items_is_an_empty_searched_list(trained: QueryService):

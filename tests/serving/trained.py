@@ -12,6 +12,7 @@ from engine.microbatch import ListMaker, Taken
 from engine.recall import RecallList
 from engine.serving.service import QueryService
 from engine.store.header import StoreHeader
+from engine.store.scans import SeenRule
 from engine.store.windows import LoggedClick, PartitionStore
 from tests.builders import NOON_MS
 from tests.served import make_snapshot
@@ -36,7 +37,7 @@ def make_engine_list(service: QueryService, path: Path, clicks: Sequence[ClickEv
     assert snapshot is not None
     max_clicks = service.settings.window_max_clicks
     header = StoreHeader(cluster_id="c", topic="clicks", topic_id="t", partitions=1, partition=0, max_clicks=max_clicks)
-    store = PartitionStore.open(path, header)
+    store = PartitionStore.open(path, header, seen=SeenRule.of(service.settings))
     try:
         logged = [LoggedClick(offset, NOON_MS + offset, click) for offset, click in enumerate(clicks)]
         store.apply(logged, through_offset=len(clicks) - 1)
