@@ -64,12 +64,16 @@ class DirtyBatch:
     max_clicks: int
     _view: RdictIter | None
     _seen_rule: SeenRule | None = None
+    _looks_behind: bool = True
+    """Whether clicks behind the windows are looked for, to be trimmed."""
     _surplus: list[KeyRange] = field(default_factory=list)
 
     def read_window(self, user_id: str) -> BehaviorWindow:
         """Return the user's window as of `applied_offset`; clicks come back without their profile."""
         view = self._open_view()
-        window, surplus = scan_window(view, user_id, max_clicks=self.max_clicks, seen=self._seen_rule)
+        window, surplus = scan_window(
+            view, user_id, max_clicks=self.max_clicks, seen=self._seen_rule, looks_behind=self._looks_behind
+        )
         self._surplus += surplus
         return window
 
@@ -150,27 +154,34 @@ def scan_users(view: RdictIter) -> Iterator[str]:
 
 
 def scan_window(
-    view: RdictIter, user_id: str, *, max_clicks: int, seen: SeenRule | None = None
+    view: RdictIter, user_id: str, *, max_clicks: int, seen: SeenRule | None = None, looks_behind: bool = True
 ) -> tuple[BehaviorWindow, list[KeyRange]]:
     """Return the user's window, and the ranges of surplus clicks: those behind it that no *seen* rule keeps.
 
-    Surplus counts once there are `max_clicks` of it: each range deleted costs the scans that pass it.
+    Surplus counts once there are `max_clicks` of it: each range deleted costs the scans that pass it. Without
+    *looks_behind* none is looked for, and a full window costs no look at what lies behind it.
     """
     user = user_id.encode()
     prefix, first, after = codec.user_prefix(CLICKS, user), codec.first_click(user), codec.after_user(CLICKS, user)
     view.seek(prefix)
     key = view.key()
     if key is None or key >= first:  # as of nearly everybody: no negative click
-        kept, behind, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks, seen)
+        kept, behind, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks, seen, looks_behind)
         return BehaviorWindow(tuple(reversed(kept)), behind), surplus
-    negative, _, negative_surplus = _read_newest(view, user_id, len(prefix), first, max_clicks)
+    negative, _, negative_surplus = _read_newest(view, user_id, len(prefix), first, max_clicks, None, looks_behind)
     view.seek(first)
-    kept, behind, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks, seen)
+    kept, behind, surplus = _read_newest(view, user_id, len(prefix), after, max_clicks, seen, looks_behind)
     return BehaviorWindow(tuple(sorted(kept + negative, key=window_order)), behind), negative_surplus + surplus
 
 
 def _read_newest(
-    view: RdictIter, user_id: str, prefix_size: int, end: bytes, max_clicks: int, seen: SeenRule | None = None
+    view: RdictIter,
+    user_id: str,
+    prefix_size: int,
+    end: bytes,
+    max_clicks: int,
+    seen: SeenRule | None,
+    looks_behind: bool,
 ) -> tuple[list[ClickEvent], tuple[str, ...], list[KeyRange]]:
     """Return the clicks from where *view* stands up to the key *end*, newest first, and what lies behind them.
 
@@ -181,6 +192,8 @@ def _read_newest(
         if len(kept) == max_clicks:
             break
         kept.append(codec.decode_click(user_id, key[prefix_size:], view.value()))
+        if len(kept) == max_clicks and seen is None and not looks_behind:
+            return kept, (), []  # a step further may pass ten thousands of deleted clicks
         view.next()
     behind: dict[str, None] = {}
     if seen is not None and kept:

@@ -7,7 +7,7 @@ store as it is then, and settles them once their lists are acknowledged. Keys an
 
 A click is one put and no read. A window is a scan of at most `max_clicks` entries, newest first, and as many negative
 ones; clicks behind those can never come back into the window and are deleted, a range at a time, once there are
-`max_clicks` of them.
+`max_clicks` of them. One batch in eight looks for them.
 
 Every method may be called from any thread. One lock guards the pending marks; it is held while a batch is written, so
 that the view of `take_dirty` always holds the clicks of the marks it takes.
@@ -45,6 +45,9 @@ from engine.store.scans import (
     scan_window,
 )
 from engine.window import BehaviorWindow
+
+TRIM_EVERY = 8
+"""One batch of so many looks for surplus clicks; in the others a full window costs no look behind it."""
 
 
 class LoggedClick(msgspec.Struct, frozen=True, gc=False):
@@ -86,6 +89,7 @@ class PartitionStore:
         self._behind: deque[str] = deque()
         self._behind_activation: int | None = None
         self._outstanding: set[DirtyBatch] = set()
+        self._batches_taken = 0
         self._is_closed = False
         self._copying = threading.Lock()
 
@@ -386,7 +390,11 @@ class PartitionStore:
 
     def _new_batch(self, users: Sequence[DirtyUser]) -> DirtyBatch:
         view = self._db.iter() if users else None
-        batch = DirtyBatch(users, self._applied_offset, self.header.max_clicks, view, self._seen_rule)
+        looks_behind = self._batches_taken % TRIM_EVERY == 0
+        self._batches_taken += 1
+        batch = DirtyBatch(
+            users, self._applied_offset, self.header.max_clicks, view, self._seen_rule, _looks_behind=looks_behind
+        )
         self._outstanding.add(batch)
         return batch
 

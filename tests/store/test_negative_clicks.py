@@ -47,14 +47,14 @@ def refresh(store: PartitionStore) -> list[BehaviorWindow]:
     return windows
 
 
-def test_a_hidden_item_is_still_there_after_a_thousand_clicks_on_others(store: PartitionStore) -> None:
+def test_a_hidden_item_is_still_there_after_hundreds_of_clicks_on_others(store: PartitionStore) -> None:
     apply(store, hide("hidden", 0))
-    for start in range(1, 1_000, 100):
+    for start in range(1, 900, 100):  # the first batch and the ninth trim
         apply(store, *(make_click(item_id=f"i{at}", clicked_at_ms=at) for at in range(start, start + 100)))
         (window,) = refresh(store)
         assert (window.item_ids[0], len(window)) == ("hidden", HEADER.max_clicks + 1)
 
-    assert store.read_window("u1").item_ids == ["hidden", "i998", "i999", "i1000"]
+    assert store.read_window("u1").item_ids == ["hidden", "i898", "i899", "i900"]
     assert keys_of_clicks(store) == HEADER.max_clicks + 1
 
 

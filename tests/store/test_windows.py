@@ -356,6 +356,18 @@ def test_surplus_clicks_are_deleted_once_there_are_as_many_as_the_window_keeps(s
     assert sum(1 for key in store._db.keys(from_key=b"w") if key[:1] == b"w") == 3 + 4  # type: ignore[index]
 
 
+def test_one_batch_in_eight_looks_for_surplus_clicks(store: PartitionStore) -> None:
+    held = []
+    for start in range(0, 160, 10):
+        apply(store, *(make_click(item_id=f"i{at}", clicked_at_ms=at) for at in range(start, start + 10)))
+        batch = store.take_dirty(1)
+        assert batch.read_window("u1").item_ids == [f"i{start + at}" for at in (7, 8, 9)]
+        store.settle(batch, [])
+        held.append(sum(1 for key in store._db.keys(from_key=b"w") if key[:1] == b"w"))  # type: ignore[index]
+
+    assert held == [3, 13, 23, 33, 43, 53, 63, 73] * 2
+
+
 def test_a_late_click_after_the_trim_still_finds_the_right_window(store: PartitionStore) -> None:
     clicks = [make_click(item_id=f"i{at}", clicked_at_ms=at) for at in range(10)]
     apply(store, *clicks)
