@@ -48,8 +48,8 @@ from engine.settings import Settings
 from engine.snapshot import PopularLists, ServingSnapshot
 
 DIMENSIONS, INTERESTS, TOP = 64, 4, 100
-UPSERTS_PER_S, QUERIES_PER_S = 1_000, 200
-EVENTS_AT_ONCE, MOST_AT_ONCE, QUERIES_A_COMPARISON = 50, 64, 40
+UPSERTS_PER_S, SEARCHES_PER_S = 1_000, 200
+EVENTS_AT_ONCE, MOST_AT_ONCE, USERS_A_COMPARISON = 50, 64, 40
 RECALL, REST_RECALL, STEADY, PEAK = 0.97, 0.98, 1.4, 2.4
 WIDER = (300, 400, 600, 800, 1_000)
 CATEGORY_ITEMS = 200
@@ -78,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--memory-items", type=int, default=200_000, help="where memory is measured")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the live run; the bar is ten minutes")
+    parser.add_argument("--users-per-s", type=int, default=100, help="who search in the live run, by K = 4 interests")
     parser.add_argument("--queries", type=int, default=512, help="of each search at rest")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
@@ -240,7 +241,7 @@ class LiveRun:
     """What happened in a live run."""
 
     upserts: int = 0
-    queries: int = 0
+    users: int = 0
     stale: int = 0
     """Removed items in answers that began after their removal was applied."""
     latencies_s: list[float] = field(default_factory=list)
@@ -273,11 +274,12 @@ def live(arguments: argparse.Namespace) -> dict[str, Any]:
     writer.start()
     backend = f"a graph with ef {choice.ef}" if choice.index is graph else "exact search"
     print(
-        f"live: {arguments.seconds:g} s, {UPSERTS_PER_S:,} item events/s beside {QUERIES_PER_S} queries/s of K = 4, "
+        f"live: {arguments.seconds:g} s, {UPSERTS_PER_S:,} item events/s beside {arguments.users_per_s} users/s who "
+        f"search by {INTERESTS} interests, "
         f"auto chose {backend} ({choice.recall:.4f} at {choice.graph_ms:.2f} ms, exact {choice.exact_ms:.2f} ms)"
     )
     try:
-        search_for(arguments.seconds, served, changes, run)
+        search_for(arguments, served, changes, run)
     finally:
         done.set()
         writer.join()
@@ -287,7 +289,7 @@ def live(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": arguments.seconds,
         "backend": backend,
         "upserts_per_s": run.upserts / arguments.seconds,
-        "queries_per_s": run.queries / arguments.seconds,
+        "users_per_s": run.users / arguments.seconds,
         "items_at_the_end": served.index.size,
         "rebuilds": served.index.generation,
         "recall": float(np.mean(run.recalls)),
@@ -298,10 +300,10 @@ def live(arguments: argparse.Namespace) -> dict[str, Any]:
         "failures": run.failures,
     }
     print(
-        f"  {run.upserts:,} events ({figures['upserts_per_s']:,.0f}/s), {run.queries:,} queries "
-        f"({figures['queries_per_s']:.0f}/s), {figures['rebuilds']} rebuilds, {figures['items_at_the_end']:,} items\n"
+        f"  {run.upserts:,} events ({figures['upserts_per_s']:,.0f}/s), {run.users:,} users searched "
+        f"({figures['users_per_s']:.0f}/s), {figures['rebuilds']} rebuilds, {figures['items_at_the_end']:,} items\n"
         f"  recall {figures['recall']:.4f}, worst ten seconds {figures['worst_recall']:.4f}; removed items in answers: "
-        f"{run.stale}; a query waited and took {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms"
+        f"{run.stale}; a user waited and took {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms"
     )
     return figures
 
@@ -351,13 +353,14 @@ class Changes:
         return ItemEvent(item_id=item_id, category=category, brand=brand, available=draw > 0.15)
 
 
-def search_for(seconds: float, served: ServedItems, changes: Changes, run: LiveRun) -> None:
-    """Search at the rate of the run for so long: all queries that are due together, as a refresh loop does."""
+def search_for(arguments: argparse.Namespace, served: ServedItems, changes: Changes, run: LiveRun) -> None:
+    """Search at the rate of the run for so long: all users who are due together, as a refresh loop does."""
+    seconds, per_s = arguments.seconds, arguments.users_per_s
     rng = np.random.default_rng(5)
     began_s = time.perf_counter()
     said_s, compared = began_s, 0
     while (started_s := time.perf_counter()) - began_s < seconds and not run.failures:
-        due = min(int((started_s - began_s) * QUERIES_PER_S) - run.queries, MOST_AT_ONCE)
+        due = min(int((started_s - began_s) * per_s) - run.users, MOST_AT_ONCE)
         if due < 1:
             time.sleep(0.001)
             continue
@@ -368,18 +371,18 @@ def search_for(seconds: float, served: ServedItems, changes: Changes, run: LiveR
         interests = (around + 0.1 * rng.normal(size=around.shape)).astype(np.float32)
         rows, _ = index.search(interests, TOP)
         ended_s = time.perf_counter()
-        numbers = range(run.queries, run.queries + due)
-        run.latencies_s += [ended_s - began_s - number / QUERIES_PER_S for number in numbers]
-        run.queries += due
-        if run.queries // QUERIES_A_COMPARISON > compared:
-            compared = run.queries // QUERIES_A_COMPARISON
+        numbers = range(run.users, run.users + due)
+        run.latencies_s += [ended_s - began_s - number / per_s for number in numbers]
+        run.users += due
+        if run.users // USERS_A_COMPARISON > compared:
+            compared = run.users // USERS_A_COMPARISON
             run.recalls.append(recall_now(index, interests[:INTERESTS], rows[:INTERESTS]))
             found = {served.rows.item_ids[row] for row in np.unique(rows).tolist() if not served.unavailable[row]}
             run.stale += len(found & {item_id for item_id in gone if item_id in changes.removed})
         if ended_s - said_s > 60.0:
             said_s = ended_s
             print(
-                f"  {said_s - began_s:4.0f} s: {run.upserts:,} events, {run.queries:,} queries, recall of the last "
+                f"  {said_s - began_s:4.0f} s: {run.upserts:,} events, {run.users:,} users, recall of the last "
                 f"minute {np.mean(run.recalls[-300:]):.4f}, {index.delta_size:,} items beside the graph, "
                 f"{index.generation} rebuilds",
                 flush=True,
@@ -407,7 +410,7 @@ def checks_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
         ("memory, peak of a rebuild", held["peak"], PEAK, False),
         ("recall in the worst ten seconds of the live run", run["worst_recall"], RECALL, True),
         ("item events a second, share of those asked for", run["upserts_per_s"] / UPSERTS_PER_S, 0.95, True),
-        ("searches a second", run["queries_per_s"] * INTERESTS, QUERIES_PER_S, True),
+        ("searches a second", run["users_per_s"] * INTERESTS, SEARCHES_PER_S, True),
         ("removed items in answers, and failures", run["stale"] + len(run["failures"]), 0, False),
     )
     return [
