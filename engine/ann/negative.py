@@ -34,10 +34,9 @@ def push_down(
     """
     if not push or not negative or not len(rows):
         return scores
-    found = _directions(items, rows)
-    nearer = _nearest(found, _directions(items, negative))
-    if clicked:
-        nearer -= np.maximum(_nearest(found, _directions(items, clicked)), 0.0)
+    cosines = _directions(items, rows) @ _directions(items, [*negative, *clicked]).T
+    nearer = cosines[:, : len(negative)].max(axis=1)
+    nearer -= cosines[:, len(negative) :].max(axis=1, initial=0.0)
     lost = np.minimum(push * np.maximum(nearer, 0.0), 1.0).astype(np.float32)
     finite = np.where(np.isfinite(scores), scores, np.float32(0.0))
     left: Vectors = scores - lost * np.abs(finite)
@@ -46,12 +45,6 @@ def push_down(
 
 def _directions(items: Vectors, rows: Sequence[int] | Rows) -> np.ndarray:
     vectors = items[np.asarray(rows, dtype=np.int64)].astype(np.float64)
-    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
-    directions: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+    lengths = np.sqrt(np.einsum("md,md->m", vectors, vectors))
+    directions: np.ndarray = vectors / np.maximum(lengths, 1e-12)[:, None]
     return directions
-
-
-def _nearest(found: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return (M,) the greatest cosines of *found* with any of *others*."""
-    nearest: np.ndarray = (found @ others.T).max(axis=1)
-    return nearest

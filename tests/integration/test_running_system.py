@@ -16,24 +16,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import kafka
 import pytest
 
 from engine.summary import ask, service_address
 from tests.integration.conftest import System, children_of
-from tests.integration.rescoring import rescore
+from tests.integration.rescoring import described_items, rescore
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
-def post_click(system: System, user_id: str, item_id: str) -> dict[str, Any]:
+def post_click(system: System, user_id: str, item_id: str) -> list[dict[str, Any]]:
     request = urllib.request.Request(
         service_address(system.settings) + "/v1/clicks",
         data=json.dumps({"user_id": user_id, "item_id": item_id}).encode(),
         headers={"content-type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
-        loaded: dict[str, Any] = json.loads(answer.read())
-        return loaded
+        places: list[dict[str, Any]] = json.loads(answer.read())
+        return places
 
 
 def recall(system: System, user_id: str, query: str = "limit=10") -> dict[str, Any]:
@@ -76,6 +77,54 @@ def test_removed_item_leaves_every_answer(system: System):
         what="the removal of an item",
         timeout_s=30,
     )
+
+
+def test_a_new_item_is_in_the_next_list_of_who_likes_its_like_and_a_removed_one_in_none_also_after_a_swap(
+    system: System,
+):
+    user_id = f"curious-{uuid.uuid4().hex[:8]}"
+    new, gone = f"new-{uuid.uuid4().hex[:8]}", popular_items(system)[7]
+    first = popular_items(system)[1]
+    described = described_items(system.settings)
+    like = described[first]
+    for entry in ask(system.settings, f"/v1/items/{first}/neighbors?limit=100")["items"]:
+        if described[entry["item_id"]].category == like.category:
+            post_click(system, user_id, entry["item_id"])
+    system.wait_until(lambda: recall(system, user_id)["source"] == "personal", what="a personal list", timeout_s=30)
+    fields = {name: getattr(like, name) for name in ("category", "brand", "shop") if getattr(like, name) is not None}
+    before = system.status()["model"]["version"]
+
+    put_item(system, {"item_id": new, **fields, "features": dict(like.features)})
+    put_item(system, {"item_id": gone, "removed": True})
+    time.sleep(1.0)  # the bar: a refresh that begins a second later, or more
+
+    listed = [entry["item_id"] for entry in list_after_a_click(system, user_id, first)]
+    assert new in listed
+    assert gone not in listed
+
+    trained = system.command("train", "--force")
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    system.wait_until(lambda: system.status()["model"]["version"] > before, what="the swap")
+    system.wait_until(system.is_settled, what="every list under the new version")
+    after = recall(system, user_id, "limit=200")
+    assert after["model_version"] > before
+    assert new in [entry["item_id"] for entry in after["items"]]
+    assert gone not in [entry["item_id"] for entry in after["items"]]
+
+
+def put_item(system: System, item: dict[str, Any]) -> None:
+    with kafka.KafkaProducer(bootstrap_servers=system.settings.bootstrap_servers) as producer:
+        value = json.dumps(item).encode()
+        producer.send(system.settings.topic("items"), key=item["item_id"].encode(), value=value).get(timeout=10)
+
+
+def list_after_a_click(system: System, user_id: str, item_id: str) -> list[dict[str, Any]]:
+    """Click, and return the items of the list that reflects it."""
+    [place] = post_click(system, user_id, item_id)
+    listed = recall(system, user_id, f"limit=200&min_offset={place['partition']}:{place['offset']}&wait_ms=10000")
+    assert listed["window_offset"] >= place["offset"]
+    items: list[dict[str, Any]] = listed["items"]
+    return items
 
 
 def test_swap_under_load_fails_no_query_and_every_list_agrees_with_its_own_version(system: System):

@@ -18,6 +18,7 @@ from engine.log.partitioning import partition_of
 from engine.settings import Settings
 from engine.store.header import StoreHeader
 from engine.store.recovery import Bounds
+from engine.store.scans import SeenRule
 from engine.store.windows import PartitionStore
 from engine.streams.batches import ClickBatch
 from engine.streams.clicks import Ingest
@@ -313,10 +314,10 @@ class SlowDisk:
         self.opened: list[PartitionStore] = []
         self._open = PartitionStore.open
 
-    def open(self, path: Path, header: StoreHeader) -> PartitionStore:
+    def open(self, path: Path, header: StoreHeader, *, seen: SeenRule | None = None) -> PartitionStore:
         self.begun.set()
         assert self.may_end.wait(10)
-        self.opened.append(self._open(path, header))
+        self.opened.append(self._open(path, header, seen=seen))
         return self.opened[-1]
 
 
