@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -29,7 +31,7 @@ class AtWork:
     def __init__(self, rig: Rig, *, by_proxy: bool = False) -> None:
         assert rig.cluster is not None, "this fault needs a cluster of the rig's own"
         self.cluster: Cluster = rig.cluster
-        self.rig, self.hits = rig, 0
+        self.rig, self.hits, self._is_sending = rig, 0, False
         rig.send(BACKLOG)
         settings, before, self.end = rig.settings, rig.applied(), rig.logged()
         if by_proxy:
@@ -39,7 +41,27 @@ class AtWork:
 
     def note_hit(self) -> None:
         """Note that the harm is done now, if there is something left to do."""
-        self.hits += self.rig.applied() < self.end
+        self.hits += self._is_sending or self.rig.applied() < self.end
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Send clicks all the while."""
+        done = threading.Event()
+
+        def send() -> None:
+            while not done.is_set():
+                self.rig.send(MORE)
+
+        sender = threading.Thread(target=send)
+        self._is_sending = True
+        sender.start()
+        try:
+            yield
+        finally:
+            done.set()
+            sender.join()
+            self._is_sending = False
+            self.end = self.rig.logged()
 
     def send_more(self) -> None:
         """Send clicks beside the engine's work."""
@@ -95,9 +117,9 @@ def slow_the_connections(rig: Rig) -> bool:
     assert work.cluster.proxy is not None
     work.cluster.proxy.delay_s = SLOW_S
     for _ in range(CUTS):
-        work.send_more()
-        time.sleep(rig.random.uniform(0.0, 0.5))
-        work.note_hit()
+        with work.sending():
+            time.sleep(rig.random.uniform(0.0, 0.3))
+            work.note_hit()
     work.cluster.proxy.delay_s = 0.0
     return work.finish()
 
@@ -107,10 +129,10 @@ def cut_the_connections(rig: Rig) -> bool:
     work = AtWork(rig, by_proxy=True)
     assert work.cluster.proxy is not None
     for _ in range(CUTS):
-        work.send_more()
-        time.sleep(rig.random.uniform(0.0, 0.5))
-        if work.cluster.proxy.cut():
+        with work.sending():
+            time.sleep(rig.random.uniform(0.0, 0.3))
             work.note_hit()
+            work.cluster.proxy.cut()
     return work.finish()
 
 
