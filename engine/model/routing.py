@@ -49,28 +49,28 @@ def route(
         (B, K, D) float32 capsules, each shorter than 1, zero where unused; (B, L, K) float32 weights that formed
         them, zero for padding and unused slots.
     """
-    counts = counts.clamp(min=1)
-    closed = torch.arange(logits.shape[-1], device=logits.device) >= counts.unsqueeze(-1)  # (B, K), out of the contest
-    if general:
-        closed[:, 0] = counts > 1
+    counts = counts.clamp(min=1).unsqueeze(-1)  # (B, 1)
+    slots = torch.arange(logits.shape[-1], device=logits.device)
+    is_general = (counts > 1) & (slots == 0) & general
     # Clicks last, so that softmax and sums run along memory; (B, K, 1) and (B, 1, L).
-    closed, factors = closed.unsqueeze(-1), strengths.unsqueeze(1)
-    logits = logits.transpose(1, 2)
+    closed = torch.where((slots >= counts) | is_general, -torch.inf, 0.0).unsqueeze(-1)  # out of the contest
+    whole = is_general.to(strengths.dtype).unsqueeze(-1) if general else None
+    factors = strengths.unsqueeze(1)
+    logits = logits.transpose(1, 2) + closed
     with torch.no_grad():
+        turned = behaviors.transpose(1, 2)
         for _ in range(rounds - 1):
-            capsules, _weights = _form(behaviors, factors, logits, closed, general=general)
-            agreement = torch.bmm(capsules, behaviors.transpose(1, 2)) * scale  # (B, K, L)
-            logits = logits + agreement if accumulate else agreement  # b_ij
-    capsules, weights = _form(behaviors, factors, logits, closed, general=general)
+            capsules, _weights = _form(behaviors, factors, logits, whole)
+            # b_ij: the agreement, assigned or added; minus infinity stays where a slot is closed.
+            logits = torch.baddbmm(logits if accumulate else closed, capsules, turned, alpha=scale)
+    capsules, weights = _form(behaviors, factors, logits, whole)
     return capsules, weights.transpose(1, 2)
 
 
-def _form(
-    behaviors: Tensor, factors: Tensor, logits: Tensor, closed: Tensor, *, general: bool
-) -> tuple[Tensor, Tensor]:
-    weights = logits.masked_fill(closed, -torch.inf).softmax(dim=1)  # w_ij, over the interests
-    if general:
-        weights = torch.cat([torch.ones_like(weights[:, :1]), weights[:, 1:]], dim=1)
+def _form(behaviors: Tensor, factors: Tensor, logits: Tensor, whole: Tensor | None) -> tuple[Tensor, Tensor]:
+    weights = logits.softmax(dim=1)  # w_ij, over the interests
+    if whole is not None:
+        weights = weights + whole  # 0 until now
     weights = weights * factors  # padding has strength 0
     return squash(torch.bmm(weights, behaviors)), weights  # u_j
 
@@ -95,9 +95,9 @@ def warm_logits(behaviors: Tensor, logits: Tensor, previous: Tensor, *, scale: f
 def squash(vectors: Tensor) -> Tensor:
     """Shrink lengths into [0, 1) and keep directions; (..., D) in, float32 (..., D) out."""
     vectors = vectors.float()
-    squared = vectors.square().sum(dim=-1, keepdim=True)
-    # The epsilon keeps value and gradient finite for an empty window, whose capsules are zero.
-    return vectors * squared / (1 + squared) * torch.rsqrt(squared + 1e-9)
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    short: Tensor = vectors * (lengths / (1.0 + lengths * lengths))  # zero stays zero, with a gradient of zero
+    return short
 
 
 def count_interests(rows: np.ndarray, *, interests: int, dynamic: bool, general: bool = False) -> np.ndarray:
