@@ -153,7 +153,7 @@ def rest(arguments: argparse.Namespace) -> dict[str, Any]:
     show("exact", lambda: exact.search(queries, TOP)[0].tolist(), truth)
     for changed in (1_000, 10_000):
         changed = min(changed, len(vectors) // 10)
-        index = LiveIndex(graph, build=lambda _: graph, rebuild_at=10**9)
+        index = LiveIndex(graph, build=HnswIndex.build, rebuild_at=10**9)
         at = rng.choice(len(vectors), size=changed, replace=False)
         index.put(at, vectors[rng.permutation(at)])
         expected = plain_search(index.vectors, queries)
@@ -214,7 +214,7 @@ def weigh(items: int) -> int:
     before = resident_bytes()
     graph = HnswIndex.build(vectors, threads=os.cpu_count() or 1)
     raw = vectors.nbytes + len(graph.to_bytes())  # the graph itself stays, as the serving snapshot has it
-    index = LiveIndex(graph, build=lambda new: HnswIndex.build(new, threads=os.cpu_count() or 1), rebuild_at=1_000)
+    index = LiveIndex(graph, build=partial(HnswIndex.build, threads=os.cpu_count() or 1), rebuild_at=1_000)
     base = before - vectors.nbytes
     steady = resident_bytes() - base
     index.put(np.arange(1_000), vectors[:1_000])

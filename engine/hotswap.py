@@ -58,7 +58,8 @@ class HotSwap:
             settings: where log and registry are, and how to search.
             holder: what readers take their snapshot from.
             on_swap: called on the event loop after each swap, with the snapshot that now serves.
-            prepare: called in the loading thread with a snapshot that is about to serve; what it raises refuses it.
+            prepare: called in the loading thread with a snapshot that is about to serve; what it raises refuses it. It
+                takes the snapshot's index over, so that an index built anew can take its place in memory.
 
         Raises:
             ConfigError: the registry's address is none that can be opened here.
@@ -163,9 +164,10 @@ class HotSwap:
             announcement.activation,
             manifest_sha256=announcement.manifest_sha256,
         )
-        if self._prepare is not None:
-            self._prepare(snapshot)
-        return snapshot
+        if self._prepare is None:
+            return snapshot
+        self._prepare(snapshot)
+        return snapshot.without_index()
 
     def _again(self, announcement: Announcement) -> ServingSnapshot | None:
         """Return what serves under the new activation, if the same version was announced again."""

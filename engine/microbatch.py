@@ -115,8 +115,7 @@ class ListMaker:
         self, settings: Settings, snapshot: ServingSnapshot, catalog: Catalog, *, epoch: str, now_ms: Callable[[], int]
     ) -> None:
         assert snapshot.model is not None
-        assert snapshot.index is not None
-        self.snapshot = snapshot
+        self.snapshot = snapshot.without_index()
         self._settings, self._catalog, self._epoch, self._now_ms = settings, catalog, epoch, now_ms
         self._model: InterestModel = snapshot.model
         self._served = ServedItems(settings, snapshot, catalog)
@@ -133,9 +132,9 @@ class ListMaker:
 
         The same version announced again has the same parts, and everything that was prepared of them stays.
         """
-        if self.snapshot.index is not snapshot.index:
+        if self.snapshot.model is not snapshot.model:
             return False
-        self.snapshot = snapshot
+        self.snapshot = snapshot.without_index()
         return True
 
     def make(self, taken: Sequence[Taken]) -> list[Made]:

@@ -111,7 +111,7 @@ class RefreshLoop:
 
     def prepare(self, snapshot: ServingSnapshot) -> None:
         """Bring the items of *snapshot*, which is about to serve, to the present; any thread may call this."""
-        if snapshot.model is not None and snapshot.index is not None:
+        if snapshot.model is not None:
             self._prepared = self._new_maker(snapshot)
 
     async def start(self) -> None:
@@ -188,7 +188,7 @@ class RefreshLoop:
         """Do one micro-batch of at most *limit* users under one snapshot and return how many it took."""
         async with self._in_flight:
             snapshot, stores = self._holder.current, dict(self._stores)
-            if snapshot is None or snapshot.model is None or snapshot.index is None:
+            if snapshot is None or snapshot.model is None:
                 await self._in_thread(lambda: _show_progress(stores, snapshot))
                 return 0
             taken: list[Taken] = []

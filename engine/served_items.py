@@ -9,21 +9,19 @@ user's clicks on an item form interests only from the next version on.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import metrics
-from engine.ann.index import Vectors
-from engine.ann.live import LiveIndex, SearchableVectors
+from engine.ann.live import LiveIndex
 from engine.catalog import Catalog
 from engine.item_rows import ItemRows
 from engine.model import InterestModel
 from engine.model.features import ItemInput
 from engine.recall import NO_CATEGORY
 from engine.settings import Settings
-from engine.snapshot import ServingSnapshot, make_index
+from engine.snapshot import ServingSnapshot, builder_of
 
 AT_ONCE = 10_000
 """So many items are looked at together."""
@@ -35,17 +33,15 @@ class ServedItems:
     def __init__(self, settings: Settings, snapshot: ServingSnapshot, catalog: Catalog) -> None:
         """Begin with the items of *snapshot* as they were in training; `catch_up` brings them to the present."""
         assert snapshot.model is not None
-        assert snapshot.index is not None
         self._model: InterestModel = snapshot.model
         self._catalog = catalog
-        self._base: Vectors = cast(SearchableVectors, snapshot.index).vectors
+        self._trained = len(snapshot.item_ids)
         self.rows = ItemRows(snapshot.item_ids)
-        base = cast(SearchableVectors, snapshot.index)
-        self.index = LiveIndex(
-            base,
-            build=lambda vectors: make_index(settings, vectors, like=base),
-            rebuild_at=settings.index_rebuild_at,
-        )
+        base = snapshot.index
+        if base is None:  # somebody took it over before
+            vectors = self._model.all_item_vectors()[1]
+            base = builder_of(settings)(vectors, rows=np.arange(len(vectors)))
+        self.index = LiveIndex(base, build=builder_of(settings, like=base), rebuild_at=settings.index_rebuild_at)
         self.unavailable: NDArray[np.bool_] = np.zeros(len(self.rows), dtype=np.bool_)
         """(N,) bool, True where an item is removed, not available, or no longer found by anything."""
         self.categories: NDArray[np.int32] = np.full(len(self.rows), NO_CATEGORY, dtype=np.int32)
@@ -67,7 +63,7 @@ class ServedItems:
     def row(self, item_id: str) -> int | None:
         """Return the row of an item that has a vector now; None of any other."""
         row = self.rows.row(item_id)
-        return row if row is not None and (row < len(self._base) or row in self._changed_rows) else None
+        return row if row is not None and (row < self._trained or row in self._changed_rows) else None
 
     def _take(self, changed: Collection[str]) -> None:
         known = [(item_id, self._catalog.get(item_id)) for item_id in sorted(changed)]
@@ -97,13 +93,14 @@ class ServedItems:
     def _take_back(self, item_ids: Sequence[str]) -> None:
         """Give items the vector of their training again; those that training didn't know have none."""
         rows = {row for item_id in item_ids if (row := self.rows.row(item_id)) in self._changed_rows}
-        trained = sorted(row for row in rows if row < len(self._base))
-        self.index.put(trained, self._base[trained])
-        self.index.remove(sorted(row for row in rows if row >= len(self._base)))
+        trained = sorted(row for row in rows if row < self._trained)
+        if trained:
+            self.index.put(trained, self._model.item_vectors([ItemInput(self.rows.item_ids[row]) for row in trained]))
+        self.index.remove(sorted(row for row in rows if row >= self._trained))
         self._changed_rows -= rows
         for item_id in item_ids:
             row = self.rows.row(item_id)
-            if (row is None or row >= len(self._base)) and self._catalog.get(item_id) is not None:
+            if (row is None or row >= self._trained) and self._catalog.get(item_id) is not None:
                 self._without_vector.add(item_id)
             else:
                 self._without_vector.discard(item_id)
@@ -126,5 +123,5 @@ class ServedItems:
         for item_id in changed:
             row = self.rows.row(item_id)
             if row is not None:
-                is_lost = row >= len(self._base) and row not in self._changed_rows
+                is_lost = row >= self._trained and row not in self._changed_rows
                 self.unavailable[row] = is_lost or not self._catalog.is_available(item_id)

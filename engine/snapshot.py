@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.ann.index import Vectors
+from engine.ann.live import Base, Build
 from engine.errors import IncompatibleVersion
 from engine.model.device import choose_device, use_threads
 from engine.model.features import UserInput
@@ -53,13 +55,18 @@ class ServingSnapshot:
     """Offset of the record on `models` that made this version current; greater is newer, also for a rollback."""
     trained_at_ms: int
     model: InterestModel | None
-    """None in a version of popular lists alone, as is the index."""
-    index: ItemIndex | None
+    """None in a version of popular lists alone."""
+    index: Base | None
+    """None in a version of popular lists alone, and where somebody has taken it over."""
     item_ids: Sequence[str]
     """(N,) the item of each row that the index answers with."""
     popular: PopularLists
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """What the trainer measured of this version."""
+
+    def without_index(self) -> ServingSnapshot:
+        """Return the snapshot for whoever has taken the index over: it is then his, to replace and to let go."""
+        return dataclasses.replace(self, index=None)
 
     def activated(self, activation: int) -> ServingSnapshot:
         """Return the same parts under another activation: the version was announced again."""
@@ -135,7 +142,7 @@ def _load_model(settings: Settings, version: str, parts: VersionParts) -> Intere
     return InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors, device=device, version=version)
 
 
-def _load_index(settings: Settings, version: str, parts: VersionParts, model: InterestModel | None) -> ItemIndex | None:
+def _load_index(settings: Settings, version: str, parts: VersionParts, model: InterestModel | None) -> Base | None:
     if parts.item_vectors is None:
         return None
     if settings.index_backend == "exact":
@@ -181,11 +188,16 @@ def _shown(index: HnswIndex | ExactIndex) -> HnswIndex | ExactIndex:
     return index
 
 
-def make_index(settings: Settings, vectors: Vectors, like: ItemIndex) -> HnswIndex | ExactIndex:
-    """Return an index of (N, D) float32 *vectors* of the kind that *like* is; a large graph takes minutes."""
-    if isinstance(like, HnswIndex):
-        return HnswIndex.build(vectors, ef=like.ef, threads=settings.torch_threads)
-    return ExactIndex(vectors, device=choose_device(settings.device))
+def builder_of(settings: Settings, like: ItemIndex | None = None) -> Build:
+    """Return what makes an index as *like* is, without holding on to that one; None: as *settings* say.
+
+    A large graph takes minutes.
+    """
+    is_graph = settings.index_backend != "exact" if like is None else isinstance(like, HnswIndex)
+    if not is_graph:
+        return partial(ExactIndex, device=choose_device(settings.device))
+    ef = like.ef if isinstance(like, HnswIndex) else settings.index_ef
+    return partial(HnswIndex.build, ef=ef, threads=settings.torch_threads)
 
 
 def _canary_interests(version: str, model: InterestModel) -> Vectors:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 from engine import metrics
 from engine.ann.hnsw import HnswIndex
 from engine.ann.live import LiveIndex
@@ -72,7 +74,7 @@ def test_the_metric_is_what_the_last_lists_held() -> None:
 def test_a_base_built_later_is_as_wide() -> None:
     watched = Watched()
     watched.note(0.9, all_searched=True)
-    index = LiveIndex(watched.base, build=lambda vectors: HnswIndex.build(vectors, ef=20), rebuild_at=1)
+    index = LiveIndex(watched.base, build=partial(HnswIndex.build, ef=20), rebuild_at=1)
     index.widen(30)
 
     index.remove([1])

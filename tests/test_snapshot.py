@@ -12,12 +12,13 @@ from structlog.testing import capture_logs
 
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
+from engine.ann.index import NO_ROW
 from engine.errors import DamagedIndex, DamagedVersion, IncompatibleVersion, ItemIndexError, ModelError, UnknownVersion
 from engine.model import UserInput
 from engine.model.parts import VersionParts
 from engine.model.registry import Registry
 from engine.settings import Settings
-from engine.snapshot import SnapshotHolder, load_snapshot, make_index
+from engine.snapshot import SnapshotHolder, builder_of, load_snapshot
 from tests.builders import NOON_MS
 from tests.served import ITEM_IDS, make_parts, make_popular_snapshot, make_snapshot
 
@@ -87,12 +88,17 @@ def test_an_index_made_anew_is_like_the_one_it_takes_the_place_of(settings: Sett
     vectors = make_parts().item_vectors
     assert vectors is not None
 
-    graph = make_index(settings, vectors, like=HnswIndex.build(vectors, ef=333))
-    exact = make_index(settings, vectors, like=ExactIndex(vectors))
+    rows = np.arange(1, len(vectors))
+
+    graph = builder_of(settings, like=HnswIndex.build(vectors, ef=333))(vectors, rows=rows)
+    exact = builder_of(settings, like=ExactIndex(vectors))(vectors, rows=rows)
 
     assert isinstance(graph, HnswIndex)
     assert graph.ef == 333
     assert isinstance(exact, ExactIndex)
+    for index in (graph, exact):
+        assert (index.size, index.search(vectors[:1], len(vectors))[0].min()) == (len(rows), NO_ROW)
+        assert 0 not in index.search(vectors[:1], 10)[0]
 
 
 def test_version_zero_has_popular_lists_and_neither_model_nor_index(settings: Settings):

@@ -42,6 +42,8 @@ _FIELDS = (
     "ef_construction",
 )
 _PASSED, _FAILED = 0, 3
+READ_AT_ONCE = 20_000
+"""So many records are compared with vectors at a time."""
 _CANARIES, _CANARY_K, _CANARY_RECALL = 32, 10, 0.5
 _SEED = 20_190_417
 
@@ -84,13 +86,16 @@ def check_here(path: Path, *, dimensions: int, items: int) -> None:
         raise DamagedIndex(path, problem=f"hnswlib says: {error}") from error
 
 
-def read_vectors(path: Path, *, dimensions: int) -> npt.NDArray[np.float32]:
-    """Return the (N, D) vectors that a checked file holds, by row."""
-    head = _read_header(path)
-    records = _read_records(path, head, dimensions)
-    vectors = np.empty((len(records), dimensions), dtype=np.float32)
-    vectors[records["label"]] = records["vector"]
-    return vectors
+def holds_vectors(path: Path, vectors: npt.NDArray[np.float32]) -> bool:
+    """Return whether a checked file holds exactly the (N, D) *vectors*, by row; read in parts, to save memory."""
+    layout = _record_layout(_read_header(path), vectors.shape[1])
+    with path.open("rb") as file:
+        file.seek(_HEADER.size)
+        for start in range(0, len(vectors), READ_AT_ONCE):
+            records = np.fromfile(file, dtype=layout, count=min(READ_AT_ONCE, len(vectors) - start))
+            if not np.array_equal(records["vector"], vectors[records["label"].astype(np.int64)]):
+                return False
+    return True
 
 
 def _check_bytes(path: Path, *, dimensions: int, items: int) -> npt.NDArray[np.float32]:
@@ -137,8 +142,8 @@ def _check_header(path: Path, head: dict[str, int], *, dimensions: int, items: i
         raise DamagedIndex(path, problem=f"it has {path.stat().st_size} bytes, too few for {items} items")
 
 
-def _read_records(path: Path, head: dict[str, int], dimensions: int) -> npt.NDArray[np.void]:
-    layout = np.dtype(
+def _record_layout(head: dict[str, int], dimensions: int) -> np.dtype[np.void]:
+    return np.dtype(
         [
             ("count", "<u2"),
             ("deleted", "<u2"),
@@ -147,6 +152,10 @@ def _read_records(path: Path, head: dict[str, int], dimensions: int) -> npt.NDAr
             ("label", "<u8"),
         ]
     )
+
+
+def _read_records(path: Path, head: dict[str, int], dimensions: int) -> npt.NDArray[np.void]:
+    layout = _record_layout(head, dimensions)
     if not head["elements"]:
         return np.empty(0, dtype=layout)
     return np.memmap(path, dtype=layout, mode="r", offset=_HEADER.size, shape=(head["elements"],))

@@ -6,6 +6,8 @@ scores that leave are those of `index.rank`, the same as the graph's.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,10 +24,19 @@ _BLOCK = 32
 class ExactIndex:
     """Scores every item for every interest; see `ItemIndex` for the contract."""
 
-    def __init__(self, vectors: npt.ArrayLike, *, device: str = "cpu") -> None:
+    def __init__(self, vectors: npt.ArrayLike, *, rows: Rows | None = None, device: str = "cpu") -> None:
+        """Search *vectors*, (N, D) float32; of *rows*, ascending, alone, where they are given."""
         self.vectors = check_item_vectors(vectors)
-        # A copy: torch has no notion of an array that can't be written to.
-        self._items = torch.tensor(self.vectors, device=device)
+        self.rows: Rows = np.arange(len(self.vectors)) if rows is None else rows
+        """(N,) those of the items, ascending."""
+        chosen = self.vectors if rows is None else self.vectors[rows]
+        self._items = _shared(chosen) if device == "cpu" else torch.tensor(chosen, device=device)
+
+    def over(self, vectors: Vectors) -> ExactIndex:
+        """Return the same items over (R, D) *vectors* that are their own wherever they stand."""
+        moved = copy(self)
+        moved.vectors = vectors
+        return moved
 
     @property
     def dimensions(self) -> int:
@@ -35,7 +46,7 @@ class ExactIndex:
     @property
     def size(self) -> int:
         """N, the number of items."""
-        return len(self.vectors)
+        return len(self._items)
 
     def search(self, interests: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Return the *k* best items of each interest; see `ItemIndex.search`."""
@@ -57,18 +68,28 @@ class ExactIndex:
         step = max(1, _SCORES_AT_ONCE // self.size)
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            rows[part, :width] = self._best(queries[part], width)
+            rows[part, :width] = self.rows[self._best(queries[part], width)]
         rows[~finite] = NO_ROW
         return queries, rows
 
     def _best(self, queries: Vectors, k: int) -> Rows:
-        """Return the (Q, k) best rows; of items equal at the last place, those of the lowest rows."""
+        """Return the (Q, k) places of the best; of items equal at the last of them, the first ones."""
         with torch.inference_mode():
             scores = torch.as_tensor(queries, device=self._items.device) @ self._items.T
             rows, crowded = (_top_of_blocks if _has_many_blocks(scores, k) else _top)(scores, k)
             for query in torch.nonzero(crowded).flatten().tolist():
                 rows[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
             return np.asarray(rows.cpu().numpy(), dtype=np.int64)
+
+
+def _shared(vectors: Vectors) -> Tensor:
+    """Return *vectors*, which nobody writes to, as a tensor; a copy where the memory is never to be written to."""
+    view = vectors.view()
+    try:
+        view.flags.writeable = True  # torch has no notion of an array that can't be
+    except ValueError:
+        view = vectors.copy()
+    return torch.from_numpy(view)
 
 
 def _has_many_blocks(scores: Tensor, k: int) -> bool:

@@ -39,6 +39,8 @@ EF_CONSTRUCTION = 200
 """Candidates kept while a neighbor list is made; higher builds a better graph, slower."""
 EF_PER_ITEM = 1.5
 """A search keeps at least so many candidates for each item it asks for: with one, the far end of an answer is poor."""
+ADDED_AT_ONCE = 20_000
+"""So many vectors are copied out for a graph at a time."""
 FOLDER_PREFIX, ABANDONED_AFTER_S = "mindstream-index-", 3_600
 DETERMINISTIC_ITEMS = 20_000
 """Up to so many items one thread builds the graph, so that the same vectors give the same file."""
@@ -67,20 +69,27 @@ def _private_folder() -> Iterator[Path]:
 class HnswIndex:
     """Finds near neighbors in a navigable graph; see `ItemIndex` for the contract."""
 
-    def __init__(self, graph: hnswlib.Index, vectors: Vectors, *, ef: int, threads: int) -> None:
+    def __init__(
+        self, graph: hnswlib.Index, vectors: Vectors, *, ef: int, threads: int, rows: Rows | None = None
+    ) -> None:
         self.vectors = vectors
         self._graph = graph
+        self.rows: Rows = np.arange(len(vectors)) if rows is None else rows
+        """(N,) those of the items in the graph, ascending."""
         self._threads = threads
         self._ef = ef
         self._ef_lock = threading.Lock()
         graph.set_ef(ef)
 
     @classmethod
-    def build(cls, vectors: npt.ArrayLike, *, threads: int = 1, seed: int = 7, ef: int = 200) -> HnswIndex:
+    def build(
+        cls, vectors: npt.ArrayLike, *, rows: Rows | None = None, threads: int = 1, seed: int = 7, ef: int = 200
+    ) -> HnswIndex:
         """Return the graph of *vectors*, (N, D) float32; the item at row i is found as i.
 
         Args:
             vectors: (N, D) float32, finite; N may be 0.
+            rows: ascending, those that are put into the graph; None: all. The others are never found.
             threads: how many build above `DETERMINISTIC_ITEMS`, and how many search.
             seed: of the levels that items are put on.
             ef: candidates kept while searching.
@@ -89,12 +98,14 @@ class HnswIndex:
             ItemIndexError: the vectors are not two-dimensional or not finite.
         """
         checked = check_item_vectors(vectors)
+        chosen = np.arange(len(checked)) if rows is None else rows
         graph = hnswlib.Index(space="ip", dim=checked.shape[1])
-        graph.init_index(max_elements=max(len(checked), 1), M=M, ef_construction=EF_CONSTRUCTION, random_seed=seed)
-        if len(checked):
-            builders = 1 if len(checked) <= DETERMINISTIC_ITEMS else threads
-            graph.add_items(checked, np.arange(len(checked)), num_threads=builders)
-        return cls(graph, checked, ef=ef, threads=threads)
+        graph.init_index(max_elements=max(len(chosen), 1), M=M, ef_construction=EF_CONSTRUCTION, random_seed=seed)
+        builders = 1 if len(chosen) <= DETERMINISTIC_ITEMS else threads
+        for start in range(0, len(chosen), ADDED_AT_ONCE):
+            part = chosen[start : start + ADDED_AT_ONCE]
+            graph.add_items(checked[part], part, num_threads=builders)
+        return cls(graph, checked, ef=ef, threads=threads, rows=rows)
 
     @classmethod
     def load(cls, path: Path, vectors: npt.ArrayLike, *, ef: int = 200, threads: int = 1) -> HnswIndex:
@@ -113,7 +124,7 @@ class HnswIndex:
         checked = check_item_vectors(vectors)
         items, dimensions = checked.shape
         check.check_file(path, dimensions=dimensions, items=items)
-        if not np.array_equal(check.read_vectors(path, dimensions=dimensions), checked):
+        if not check.holds_vectors(path, checked):
             raise DamagedIndex(path, problem="it was built from other vectors than the version's")
         graph = hnswlib.Index(space="ip", dim=dimensions)
         try:
@@ -161,6 +172,10 @@ class HnswIndex:
             path.write_bytes(content)
             return cls.load(path, vectors, ef=ef, threads=threads)
 
+    def over(self, vectors: Vectors) -> HnswIndex:
+        """Return the same graph over (R, D) *vectors* that are its own wherever its items stand."""
+        return HnswIndex(self._graph, vectors, ef=self._ef, threads=self._threads, rows=self.rows)
+
     @property
     def dimensions(self) -> int:
         """D, the length of an item vector and of an interest."""
@@ -169,7 +184,7 @@ class HnswIndex:
     @property
     def size(self) -> int:
         """N, the number of items."""
-        return len(self.vectors)
+        return len(self.rows)
 
     @property
     def ef(self) -> int:
@@ -215,7 +230,7 @@ class HnswIndex:
     def _all_scored(self, queries: Vectors, k: int) -> Rows:
         rows = np.empty((len(queries), k), dtype=np.int64)
         for at, query in enumerate(queries):
-            rows[at] = np.argsort(-(self.vectors @ query), kind="stable")[:k]
+            rows[at] = self.rows[np.argsort(-(self.vectors[self.rows] @ query), kind="stable")[:k]]
         return rows
 
     def _write(self, path: Path) -> None:

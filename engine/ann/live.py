@@ -4,8 +4,9 @@ An immutable base, either backend; an exact delta of new and changed items; and 
 Nothing is ever added to a graph, which hnswlib does not bear beside a search: at a bound a new base is built in the
 background, and taken over between two searches. Rows are stable: an item keeps its row for the life of the index.
 
-One thread at a time searches and changes it; only the building of a base runs beside. Once an item has changed, vectors
-are kept here as well as in the base: D * 4 bytes an item more.
+One thread at a time searches and changes it; only the building of a base runs beside. Vectors are kept once, here, and
+every base ranks by them: they are its own wherever its items have not changed, and items that have are none of its any
+more. Beside them a graph holds a copy of its own, and while one is built there are two.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,40 +38,42 @@ log = structlog.get_logger()
 Kind = TypeVar("Kind", bound=np.generic)
 
 
-class SearchableVectors(ItemIndex, Protocol):
-    """An index that shows the vectors it searches, as both backends do; for exact answers beside it."""
+class Base(ItemIndex, Protocol):
+    """What both backends are: an index of some rows of vectors that somebody else may hold."""
 
-    @property
-    def vectors(self) -> Vectors:
-        """(N, D) float32, not to be written to."""
+    vectors: Vectors
+    """(N, D) float32 by row, not to be written to."""
 
-
-class _Built(NamedTuple):
-    """A new base, and the row of each of its own rows."""
-
-    base: SearchableVectors
     rows: Rows
+    """(n,) int64 those of the items that it finds, ascending."""
+
+    def over(self, vectors: Vectors) -> Self:
+        """Return the same index over (R, D) *vectors* that are its own wherever its items stand."""
+
+
+class Build(Protocol):
+    """Makes a base."""
+
+    def __call__(self, vectors: Vectors, *, rows: Rows) -> Base:
+        """Return an index of the *rows*, ascending, of (N, D) *vectors*, which others may change meanwhile."""
 
 
 class LiveIndex:
     """Searches a catalog that changes; see `ItemIndex` for the contract."""
 
-    def __init__(
-        self, base: SearchableVectors, *, build: Callable[[Vectors], SearchableVectors], rebuild_at: int
-    ) -> None:
+    def __init__(self, base: Base, *, build: Build, rebuild_at: int) -> None:
         """Search *base*, whose rows are the first rows here.
 
         Args:
-            base: the index of a model version; never changed.
-            build: makes a base of (N, D) float32 vectors; called in a background thread.
+            base: the index of all items of a model version; never changed.
+            build: called in a background thread.
             rebuild_at: items in the delta, or rows of the base that no longer count, at which one is built.
         """
         self._base, self._build, self._rebuild_at = base, build, rebuild_at
-        self._base_rows: Rows = np.arange(base.size, dtype=np.int64)
-        self._is_stale = np.zeros(base.size, dtype=np.bool_)
+        self._is_in_base = np.ones(base.size, dtype=np.bool_)
+        self._is_stale = np.zeros(base.size, dtype=np.bool_)  # in the base, and counts no more
         self._stale = 0
         self._vectors = base.vectors
-        self._places: Rows = np.arange(base.size, dtype=np.int64)  # of each row in the base
         self._is_absent = np.zeros(base.size, dtype=np.bool_)
         self._row_count = base.size
         self._ef = 0
@@ -78,7 +81,7 @@ class LiveIndex:
         self.generation = 0
         """Grows with each new base: what the one before found may lack items of this one."""
         self._changed_since_build: set[int] | None = None
-        self._built: _Built | None = None
+        self._built: Base | None = None
         self._building: threading.Thread | None = None
 
     @property
@@ -147,8 +150,7 @@ class LiveIndex:
         """
         if SELDOM * self._stale > self._base.size:
             return self._search_base(interests, k)[0]
-        places = self._base.candidates(interests, k)
-        return np.where(places == NO_ROW, NO_ROW, self._base_rows[places])
+        return self._base.candidates(interests, k)
 
     def delta_candidates(self, interests: Vectors, k: int) -> Rows:
         """Return (Q, k or fewer) rows beside the base, the best of each of the (Q, D) interests, in no order."""
@@ -183,7 +185,7 @@ class LiveIndex:
         if self._changed_since_build is None and max(len(self._delta), self._stale) >= self._rebuild_at:
             rows = np.flatnonzero(~self._is_absent[: self._row_count])
             self._changed_since_build = set()
-            arguments = (rows, np.ascontiguousarray(self._vectors[rows]))
+            arguments = (self._vectors, rows)
             self._building = threading.Thread(target=self._build_base, args=arguments, name="index", daemon=True)
             self._building.start()
 
@@ -194,12 +196,13 @@ class LiveIndex:
 
     # --- the base, built beside
 
-    def _build_base(self, rows: Rows, vectors: Vectors) -> None:
+    def _build_base(self, vectors: Vectors, rows: Rows) -> None:
+        # An item that changes meanwhile is noted, and whatever of it came into the base is never shown.
         if sys.platform == "linux":  # elsewhere a thread can't stand back behind those that serve
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            self._built = _Built(self._build(vectors), rows)
+            self._built = self._build(vectors, rows=rows)
         except Exception as error:
             # What serves goes on serving; it is tried again, not with each search but at twice as many changes.
             metrics.INDEX_REBUILDS.labels("failed").inc()
@@ -207,36 +210,36 @@ class LiveIndex:
             self._rebuild_at *= 2
             self._changed_since_build = None
 
-    def _take_over(self, built: _Built) -> None:
+    def _take_over(self, built: Base) -> None:
         changed = self._changed_since_build or set()
         self._built = self._changed_since_build = self._building = None
-        self._base, self._base_rows = built.base, built.rows
+        self._base = built.over(_read_only(self._vectors))
         self._base.widen(self._ef)
         self.generation += 1
-        self._places[:] = NO_ROW
-        self._places[built.rows] = np.arange(len(built.rows))
-        self._is_stale, self._stale = np.zeros(len(built.rows), dtype=np.bool_), 0
+        self._is_in_base[:] = self._is_stale[:] = False
+        self._is_in_base[built.rows] = True
         self._outdate(np.fromiter(changed, dtype=np.int64, count=len(changed)))
         self._delta.keep(changed)
         metrics.INDEX_REBUILDS.labels("taken").inc()
-        log.info("index_rebuilt", items=len(built.rows), changed_meanwhile=len(changed))
+        log.info("index_rebuilt", items=built.size, changed_meanwhile=len(changed))
 
     # --- changes
 
     def _reserve(self, rows: int) -> None:
-        """Have arrays of our own that hold so many rows; the first change copies what was the base's."""
-        capacity = len(self._places)
+        """Have arrays of our own that hold so many rows; the first change copies what was the version's."""
+        capacity = len(self._is_absent)
         if not self._vectors.flags.writeable or rows > capacity:
-            capacity = max(capacity, rows) if rows <= capacity else int(rows * GROWTH) + 1
+            capacity = capacity if rows <= capacity else int(rows * GROWTH) + 1
             self._vectors = _grown(self._vectors, capacity, np.float32(0.0))
-            self._places = _grown(self._places, capacity, np.int64(NO_ROW))
+            self._is_in_base = _grown(self._is_in_base, capacity, np.bool_(False))
+            self._is_stale = _grown(self._is_stale, capacity, np.bool_(False))
             self._is_absent = _grown(self._is_absent, capacity, np.bool_(True))
             self._delta.reserve(capacity)
+            self._base = self._base.over(_read_only(self._vectors))
         self._row_count = max(self._row_count, rows)
 
     def _outdate(self, rows: Rows) -> None:
-        places = self._places[rows]
-        self._is_stale[places[places != NO_ROW]] = True
+        self._is_stale[rows] = self._is_in_base[rows]
         self._stale = int(self._is_stale.sum())
         changed = self._changed_since_build  # a build that fails takes it away
         if changed is not None:
@@ -249,18 +252,17 @@ class LiveIndex:
         if not base.size or stale == base.size or not len(queries):
             return nothing_found(len(queries), k)
         if not stale:
-            places, scores = base.search(queries, k)
-            return np.where(places == NO_ROW, NO_ROW, self._base_rows[places]), scores
+            return base.search(queries, k)
         width = min(base.size, k + SPARE + 2 * k * stale // base.size)
         enough = min(k, base.size - stale)
         while True:
-            places, scores = base.search(queries, width)
-            gone = (places == NO_ROW) | self._is_stale[places]
+            rows, scores = base.search(queries, width)
+            gone = (rows == NO_ROW) | self._is_stale[rows]
             if width >= min(base.size, k + stale) or ((~gone).sum(axis=1) >= enough).all():
                 break
             width = min(base.size, 2 * width)
         order = np.argsort(gone, axis=1, kind="stable")[:, :k]  # those that count first, in their order
-        rows = np.where(gone, NO_ROW, self._base_rows[places])
+        rows = np.where(gone, NO_ROW, rows)
         scores = np.where(gone, np.float32(-np.inf), scores)
         found, best = nothing_found(len(queries), k)
         found[:, : order.shape[1]] = np.take_along_axis(rows, order, axis=1)
@@ -270,6 +272,12 @@ class LiveIndex:
     def _search_delta(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
         rows, scores = rank(self._delta.vectors, queries, self._delta.nearest(queries, k))
         return self._delta.rows[rows], scores
+
+
+def _read_only(vectors: Vectors) -> Vectors:
+    view = vectors.view()
+    view.flags.writeable = False
+    return view
 
 
 def _grown(values: npt.NDArray[Kind], capacity: int, filler: Kind) -> npt.NDArray[Kind]:

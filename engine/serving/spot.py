@@ -37,7 +37,7 @@ class Spot:
 
     def prepare(self, snapshot: ServingSnapshot) -> None:
         """Bring the items of *snapshot*, which is about to serve, to the present; any thread may call this."""
-        if snapshot.model is not None and snapshot.index is not None:
+        if snapshot.model is not None:
             self._prepared = self._new_lists(snapshot)
 
     async def run(self, work: Callable[[AdHocLists], Result]) -> Result:
@@ -60,7 +60,7 @@ class Spot:
         """Let go of a version that is not in service any more, so that its memory is free."""
         lists = self._lists
         current = self._holder.current
-        if lists is not None and (current is None or lists.snapshot.index is not current.index):
+        if lists is not None and (current is None or lists.snapshot.model is not current.model):
             self._lists = None
 
     def stop(self) -> None:
@@ -69,7 +69,7 @@ class Spot:
 
     def _call(self, work: Callable[[AdHocLists], Result]) -> Result:
         snapshot = self._holder.current
-        if snapshot is None or snapshot.model is None or snapshot.index is None:
+        if snapshot is None or snapshot.model is None:
             raise refusals.no_trained_version()
         lists = self._lists
         if lists is None or not lists.adopt(snapshot):

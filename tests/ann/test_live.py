@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,20 +12,20 @@ from prometheus_client import REGISTRY
 
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
-from engine.ann.index import Vectors
-from engine.ann.live import LiveIndex, SearchableVectors
+from engine.ann.index import Rows, Vectors
+from engine.ann.live import Base, Build, LiveIndex
 from engine.errors import DimensionMismatch
 from tests.ann.vectors import make_vectors
 
 D = 8
-BUILDERS = {"exact": ExactIndex, "hnsw": HnswIndex.build}
+BUILDERS: dict[str, Build] = {"exact": ExactIndex, "hnsw": HnswIndex.build}
 
 
 def make_live(
     count: int, *, backend: str = "exact", rebuild_at: int = 1_000_000
 ) -> tuple[LiveIndex, dict[int, Vectors]]:
     vectors, build = make_vectors(count), BUILDERS[backend]
-    live = LiveIndex(build(vectors), build=build, rebuild_at=rebuild_at)
+    live = LiveIndex(build(vectors, rows=np.arange(count)), build=build, rebuild_at=rebuild_at)
     return live, dict(enumerate(vectors))
 
 
@@ -99,11 +101,11 @@ TAKEN = {"outcome": "taken"}
 def test_a_base_that_can_not_be_built_leaves_what_serves_and_is_tried_again() -> None:
     tries: list[int] = []
 
-    def build(vectors: Vectors) -> SearchableVectors:
-        tries.append(len(vectors))
+    def build(vectors: Vectors, *, rows: Rows) -> Base:
+        tries.append(len(rows))
         if len(tries) == 1:
             raise MemoryError("no room")
-        return ExactIndex(vectors)
+        return ExactIndex(vectors, rows=rows)
 
     live = LiveIndex(ExactIndex(make_vectors(10)), build=build, rebuild_at=2)
     items = dict(enumerate(make_vectors(10)))
@@ -138,6 +140,24 @@ def test_the_base_is_neither_written_to_nor_copied_before_something_changes() ->
     live.put([3], make_vectors(1, seed=9))
 
     assert base.vectors.tolist() == vectors.tolist()
+
+
+@pytest.mark.parametrize("backend", BUILDERS)
+def test_whose_base_nobody_else_holds_is_gone_once_a_new_one_serves(backend: str) -> None:
+    vectors = make_vectors(40)
+    base = BUILDERS[backend](vectors, rows=np.arange(40))
+    first, held = weakref.ref(base), weakref.ref(base.vectors)
+    live = LiveIndex(base, build=BUILDERS[backend], rebuild_at=2)
+    del base, vectors
+
+    live.put([3, 4], make_vectors(2, seed=9))
+    assert (first(), backend == "exact" or held() is None) == (None, True)
+    live.catch_up()
+    live.wait_for_build()
+    live.catch_up()
+
+    assert (live.generation, held()) == (1, None)
+    assert find(live, make_vectors(1)[0], 40) == best(dict(enumerate(live.vectors)), make_vectors(1)[0], 40)
 
 
 def test_an_empty_base_finds_nothing_and_then_what_came() -> None:

@@ -20,10 +20,16 @@ ITEMS, DIMENSIONS, INTERESTS, WIDTH = 400, 16, 3, 30
 class CountingIndex(ExactIndex):
     """Exact search that notes what was searched."""
 
-    asked = 0
+    def __init__(self, vectors: np.ndarray, *, rows: np.ndarray | None = None) -> None:
+        super().__init__(vectors, rows=rows)
+        self._counts: list[int] = []  # shared by what `over` makes of this one
+
+    @property
+    def asked(self) -> int:
+        return sum(self._counts)
 
     def candidates(self, interests: np.ndarray, k: int) -> np.ndarray:
-        self.asked += len(interests)
+        self._counts.append(len(interests))
         return super().candidates(interests, k)
 
 
