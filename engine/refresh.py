@@ -25,6 +25,7 @@ from typing import TypeVar
 import structlog
 
 from engine import metrics
+from engine.ann.memory import give_back_memory
 from engine.catalog import Catalog
 from engine.errors import DamagedStore, EngineError
 from engine.log import Message, Publisher
@@ -211,6 +212,7 @@ class RefreshLoop:
         if self._maker is None or not self._maker.adopt(snapshot):
             prepared, self._prepared = self._prepared, None
             self._maker = prepared if prepared and prepared.adopt(snapshot) else self._new_maker(snapshot)
+            give_back_memory()  # what the version before it took
         made = self._maker.make(taken)
         topic = self._settings.topic(TOPIC)
         return made, [message for part in made for message in part.to_messages(topic)]

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from engine import metrics
 from engine.ann import ItemIndex
 from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
-from engine.ann.hnsw import HnswIndex
+from engine.ann.hnsw import HnswIndex, private_folder
 from engine.ann.index import Vectors
 from engine.ann.live import Base, Build
 from engine.errors import IncompatibleVersion
 from engine.model.device import choose_device, use_threads
 from engine.model.features import UserInput
 from engine.model.mind import InterestModel
-from engine.model.parts import VersionParts
+from engine.model.parts import INDEX, VersionParts
 from engine.model.registry import Registry
 from engine.settings import Settings
 
@@ -118,9 +119,11 @@ def load_snapshot(
         ItemIndexError: its index is damaged, or is not the index of its vectors.
     """
     use_threads(settings.torch_threads)
-    parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256)
-    model = _load_model(settings, version, parts)
-    index = _load_index(settings, version, parts, model)
+    with private_folder() as folder:
+        file = folder / INDEX
+        parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256, index_file=file)
+        model = _load_model(settings, version, parts)
+        index = _load_index(settings, version, parts, model, file)
     if model is not None and index is not None:
         _ask_canaries(version, model, index)
     return ServingSnapshot(
@@ -142,14 +145,16 @@ def _load_model(settings: Settings, version: str, parts: VersionParts) -> Intere
     return InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors, device=device, version=version)
 
 
-def _load_index(settings: Settings, version: str, parts: VersionParts, model: InterestModel | None) -> Base | None:
+def _load_index(
+    settings: Settings, version: str, parts: VersionParts, model: InterestModel | None, file: Path
+) -> Base | None:
     if parts.item_vectors is None:
         return None
     if settings.index_backend == "exact":
         return _shown(ExactIndex(parts.item_vectors, device=choose_device(settings.device)))
-    if parts.index is None:
+    if not file.exists():
         raise IncompatibleVersion(version, part="index.hnsw", got="absent", expected="present, or index_backend exact")
-    graph = HnswIndex.from_bytes(parts.index, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
+    graph = HnswIndex.load(file, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
     queries = None if model is None else _canary_interests(version, model)
     if settings.index_backend == "hnsw" or queries is None or not len(queries):
         return _shown(graph)

@@ -55,7 +55,7 @@ class SavedIndex:
 
 
 @contextmanager
-def _private_folder() -> Iterator[Path]:
+def private_folder() -> Iterator[Path]:
     """Yield a temporary folder; one that a killed process left behind goes when it is an hour old."""
     place, oldest_s = Path(tempfile.gettempdir()), time.time() - ABANDONED_AFTER_S
     for left in place.glob(f"{FOLDER_PREFIX}*"):
@@ -159,18 +159,10 @@ class HnswIndex:
         Raises:
             DamagedIndex: the temporary directory could not hold it.
         """
-        with _private_folder() as folder:
+        with private_folder() as folder:
             path = folder / "index.hnsw"
             self.save(path)
             return path.read_bytes()
-
-    @classmethod
-    def from_bytes(cls, content: bytes, vectors: npt.ArrayLike, *, ef: int = 200, threads: int = 1) -> HnswIndex:
-        """Return the graph that a model version holds as *content*; as `load`, from a private copy."""
-        with _private_folder() as folder:
-            path = folder / "index.hnsw"
-            path.write_bytes(content)
-            return cls.load(path, vectors, ef=ef, threads=threads)
 
     def over(self, vectors: Vectors) -> HnswIndex:
         """Return the same graph over (R, D) *vectors* that are its own wherever its items stand."""

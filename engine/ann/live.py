@@ -25,6 +25,7 @@ import structlog
 from engine import metrics
 from engine.ann.delta import Delta
 from engine.ann.index import NO_ROW, ItemIndex, Rows, Vectors, check_interests, nothing_found, rank, top_places
+from engine.ann.memory import give_back_memory
 
 SPARE = 8
 """The base is asked for so many more, and for more still, until what no longer counts shortens no answer."""
@@ -215,6 +216,7 @@ class LiveIndex:
         self._built = self._changed_since_build = self._building = None
         self._base = built.over(_read_only(self._vectors))
         self._base.widen(self._ef)
+        give_back_memory()
         self.generation += 1
         self._is_in_base[:] = self._is_stale[:] = False
         self._is_in_base[built.rows] = True
@@ -281,6 +283,8 @@ def _read_only(vectors: Vectors) -> Vectors:
 
 
 def _grown(values: npt.NDArray[Kind], capacity: int, filler: Kind) -> npt.NDArray[Kind]:
-    grown: npt.NDArray[Kind] = np.full((capacity, *values.shape[1:]), filler, dtype=values.dtype)
+    shape = (capacity, *values.shape[1:])
+    # Zeros take no memory before they are written over.
+    grown: npt.NDArray[Kind] = np.full(shape, filler) if filler else np.zeros(shape, dtype=values.dtype)
     grown[: len(values)] = values
     return grown

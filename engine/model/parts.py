@@ -25,7 +25,7 @@ MAX_FILE_BYTES = 8 * 2**30
 """A manifest that announces a larger file is refused before anything is read."""
 
 _MODEL_FILES = ("config.json", "vocabulary.json", "weights.safetensors", "item_vectors.safetensors", "items.json")
-_INDEX, _POPULAR = "index.hnsw", "popular.json"
+INDEX, _POPULAR = "index.hnsw", "popular.json"
 _LARGEST = 1e6
 """A weight beyond this comes from a training that blew up."""
 
@@ -46,7 +46,7 @@ class VersionParts:
     item_vectors: npt.NDArray[np.float32] | None = None
     """(N, D) float32."""
     index: bytes | None = None
-    """A saved graph over `item_vectors`."""
+    """A saved graph over `item_vectors`; None also where it was loaded into a file."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """To publish: parent, metrics, training; loaded: the whole manifest."""
 
@@ -71,7 +71,7 @@ def encode_parts(parts: VersionParts) -> dict[str, bytes]:
             "items.json": _to_json(list(parts.item_ids)),
         }
     if parts.index is not None:
-        files[_INDEX] = parts.index
+        files[INDEX] = parts.index
     return files
 
 
@@ -110,7 +110,7 @@ def check_manifest(version: str, manifest: Mapping[str, Any]) -> dict[str, dict[
         raise DamagedVersion(version, file=MANIFEST, got="no list of files", expected="one")
     if type(manifest.get("created_at_ms")) is not int:
         raise DamagedVersion(version, file=MANIFEST, got="no created_at_ms", expected="a time in milliseconds")
-    names = set(listed) - {_INDEX}
+    names = set(listed) - {INDEX}
     if names != {_POPULAR} and names != {_POPULAR, *_MODEL_FILES}:
         wanted = ", ".join(sorted((_POPULAR, *_MODEL_FILES)))
         raise IncompatibleVersion(version, part="the list of files", got=sorted(listed), expected=wanted)
@@ -147,7 +147,7 @@ def decode_parts(version: str, files: Mapping[str, bytes], manifest: dict[str, A
         tensors=_tensors(version, "weights.safetensors", files["weights.safetensors"]),
         item_ids=parse_json(version, "items.json", files["items.json"]),
         item_vectors=vectors["item_vectors"],
-        index=files.get(_INDEX),
+        index=files.get(INDEX),
         manifest=manifest,
     )
 

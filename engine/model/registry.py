@@ -23,12 +23,13 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
 from engine.errors import ConfigError, DamagedVersion, RegistryUnusable, UnknownVersion
 from engine.model.parts import (
+    INDEX,
     MANIFEST,
     VersionParts,
     check_manifest,
@@ -99,12 +100,14 @@ class Registry:
                 self._write(POPULAR_VERSION, files, write_manifest(POPULAR_VERSION, alone, files, created_at_ms))
         return POPULAR_VERSION
 
-    def load(self, version: str, *, manifest_sha256: str | None = None) -> VersionParts:
+    def load(self, version: str, *, manifest_sha256: str | None = None, index_file: Path | None = None) -> VersionParts:
         """Return the parts of *version*, every byte and number of them checked.
 
         Args:
             version: its number, as `list_versions` spells it.
             manifest_sha256: what the announcement says of the manifest; None: not checked.
+            index_file: where the saved graph, the largest part, is written instead of being held in memory; it stays
+                absent where the version has none.
 
         Raises:
             UnknownVersion: there is no such version.
@@ -117,6 +120,8 @@ class Registry:
             raise DamagedVersion(version, file=MANIFEST, got=f"sha256 {digest}", expected=f"sha256 {manifest_sha256}")
         listed = check_manifest(version, manifest)
         with self._usable():
+            if index_file is not None and INDEX in listed:
+                self._copy_checked(version, INDEX, listed.pop(INDEX), index_file)
             files = {name: self._read_checked(version, name, listed[name]) for name in sorted(listed)}
         parts = decode_parts(version, files, manifest)
         check_parts(version, parts)
@@ -216,27 +221,56 @@ class Registry:
         return manifest, hashlib.sha256(raw).hexdigest()
 
     def _read_checked(self, version: str, name: str, listed: Mapping[str, Any]) -> bytes:
-        try:
+        with _found(version, name, listed):
             content = self._read(version, name, listed["size"])
-        except FileNotFoundError as error:
-            raise DamagedVersion(version, file=name, got="no content", expected=f"{listed['size']} bytes") from error
-        if len(content) != listed["size"]:
-            got, expected = f"{len(content)} bytes", f"{listed['size']} bytes"
-            raise DamagedVersion(version, file=name, got=got, expected=expected)
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != listed["sha256"]:
-            raise DamagedVersion(version, file=name, got=f"sha256 {digest}", expected=f"sha256 {listed['sha256']}")
+        _compare(version, name, listed, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         return content
+
+    def _copy_checked(self, version: str, name: str, listed: Mapping[str, Any], path: Path) -> None:
+        with _found(version, name, listed):
+            self._copy(version, name, listed["size"], path)
+        with path.open("rb") as copied:  # what is hashed is what will be used
+            sha256 = hashlib.file_digest(copied, "sha256").hexdigest()
+        _compare(version, name, listed, size=path.stat().st_size, sha256=sha256)
 
     def _read(self, version: str, name: str, limit: int) -> bytes:
         """Return the content of a file, refusing one beyond *limit* bytes unread, a link, and anything not a file."""
         path = self._path(version, name)
         if self._is_local:
-            return _read_regular(version, Path(path), limit)
-        size = self._fs.size(path)
+            with _open_regular(version, Path(path), limit) as file:
+                return file.read(limit + 1)
+        self._check_size(version, name, limit)
+        return bytes(self._fs.cat_file(path))
+
+    def _copy(self, version: str, name: str, limit: int, to: Path) -> None:
+        """Write the content of a file to *to*, a part at a time; refuses what `_read` does."""
+        path = self._path(version, name)
+        if self._is_local:
+            with _open_regular(version, Path(path), limit) as file, to.open("xb") as copied:
+                shutil.copyfileobj(file, copied)
+        else:
+            self._check_size(version, name, limit)
+            self._fs.get_file(path, str(to))
+
+    def _check_size(self, version: str, name: str, limit: int) -> None:
+        size = self._fs.size(self._path(version, name))
         if size is None or size > limit:
             raise DamagedVersion(version, file=name, got=f"{size} bytes", expected=f"at most {limit} bytes")
-        return bytes(self._fs.cat_file(path))
+
+
+@contextmanager
+def _found(version: str, name: str, listed: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DamagedVersion(version, file=name, got="no content", expected=f"{listed['size']} bytes") from error
+
+
+def _compare(version: str, name: str, listed: Mapping[str, Any], *, size: int, sha256: str) -> None:
+    if size != listed["size"]:
+        raise DamagedVersion(version, file=name, got=f"{size} bytes", expected=f"{listed['size']} bytes")
+    if sha256 != listed["sha256"]:
+        raise DamagedVersion(version, file=name, got=f"sha256 {sha256}", expected=f"sha256 {listed['sha256']}")
 
 
 def _is_version(name: str) -> bool:
@@ -244,7 +278,8 @@ def _is_version(name: str) -> bool:
     return _VERSION.fullmatch(name) is not None and f"{int(name):04d}" == name
 
 
-def _read_regular(version: str, path: Path, limit: int) -> bytes:
+@contextmanager
+def _open_regular(version: str, path: Path, limit: int) -> Iterator[BinaryIO]:
     if path.is_symlink() or path.parent.is_symlink():
         raise DamagedVersion(version, file=path.name, got="a link in its way", expected="a regular file")
     # Non-blocking, or opening a named pipe would wait for its writer for ever.
@@ -257,7 +292,7 @@ def _read_regular(version: str, path: Path, limit: int) -> bytes:
         if status.st_size > limit:
             got, expected = f"{status.st_size} bytes", f"at most {limit} bytes"
             raise DamagedVersion(version, file=path.name, got=got, expected=expected)
-        return file.read(limit + 1)
+        yield file
 
 
 def _remove_abandoned(root: Path, *, now_s: float) -> None:

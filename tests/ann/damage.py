@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.ann.exact import ExactIndex
-from engine.ann.hnsw import HnswIndex
 from engine.ann.index import Vectors
 from engine.errors import DamagedIndex, DamagedVersion
 from engine.model.registry import Registry
+from tests.ann.vectors import load_content
 from tests.served import make_parts
 
 FLIPS, TRUNCATIONS, UNHASHED = 10_000, 1_000, 1_000
@@ -88,7 +88,7 @@ def by_the_structure(parts_seed: int, contents: Sequence[bytes]) -> Counter[str]
 def _load(parts_seed: int, content: bytes) -> str:
     vectors = _vectors(parts_seed)
     try:
-        index = HnswIndex.from_bytes(content, vectors)
+        index = load_content(content, vectors)
     except DamagedIndex:
         return "refused"
     queries = vectors[::7]

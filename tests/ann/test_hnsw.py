@@ -14,6 +14,7 @@ from engine.ann.hnsw import HnswIndex
 from engine.ann.index import Vectors
 from engine.errors import DamagedIndex, ItemIndexError
 from tests.ann.test_index import draw
+from tests.ann.vectors import load_content
 
 
 def clustered(items: int, *, seed: int = 3) -> Vectors:
@@ -67,7 +68,7 @@ def test_saved_and_loaded_graph_answers_the_same(tmp_path: Path):
 def test_small_graph_can_be_saved_and_loaded(items: int):
     vectors = draw(items)
 
-    loaded = HnswIndex.from_bytes(HnswIndex.build(vectors).to_bytes(), vectors)
+    loaded = load_content(HnswIndex.build(vectors).to_bytes(), vectors)
 
     assert loaded.size == items
     assert (np.sort(loaded.search(draw(1, seed=4), 33)[0][0])[33 - items :] == np.arange(items)).all()
@@ -129,7 +130,7 @@ def test_graph_of_other_vectors_is_refused():
     content = HnswIndex.build(draw(50)).to_bytes()
 
     with pytest.raises(DamagedIndex, match="other vectors"):
-        HnswIndex.from_bytes(content, draw(50, seed=9))
+        load_content(content, draw(50, seed=9))
 
 
 @pytest.mark.parametrize("dimensions", [7, 4, 16, 64])
@@ -137,7 +138,7 @@ def test_graph_of_another_dimension_is_refused(dimensions: int):
     content = HnswIndex.build(draw(50)).to_bytes()
 
     with pytest.raises(ItemIndexError, match="header"):
-        HnswIndex.from_bytes(content, draw(50, dimensions))
+        load_content(content, draw(50, dimensions))
 
 
 def test_what_a_killed_process_left_behind_goes_and_what_another_one_uses_stays(

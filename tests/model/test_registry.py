@@ -92,6 +92,29 @@ def test_published_version_is_loaded_as_it_was(registry: Registry):
     }
 
 
+def test_graph_can_be_loaded_into_a_file_in_place_of_memory(registry: Registry, tmp_path: Path):
+    version, path = registry.publish(small_parts(), created_at_ms=NOON_MS), tmp_path / "copied"
+
+    loaded = registry.load(version, index_file=path)
+
+    assert (loaded.index, path.read_bytes()) == (None, small_parts().index)
+
+
+def test_graph_that_is_not_what_the_manifest_says_is_refused_on_its_way_into_a_file(
+    published: tuple[Registry, Path], tmp_path: Path
+):
+    registry, folder = published
+    version, file = folder.name, folder / "index.hnsw"
+    content = file.read_bytes()
+    for number, other in enumerate((content[:-1], content + b"x", bytes([content[0] ^ 1]) + content[1:], None)):
+        file.unlink()
+        if other is not None:
+            file.write_bytes(other)
+
+        with pytest.raises(DamagedVersion, match=r"index\.hnsw"):
+            registry.load(version, index_file=tmp_path / str(number))
+
+
 def test_manifest_names_every_file_and_where_the_version_comes_from(registry: Registry):
     manifest = registry.manifest(registry.publish(small_parts(), created_at_ms=NOON_MS))
 
