@@ -45,6 +45,10 @@ CLICK_TO_VISIBLE = Histogram(
 DIRTY_USERS = Gauge("mindstream_dirty_users", "Users whose newest clicks are not in a list yet.")
 CONSUMER_LAG = Gauge("mindstream_consumer_lag", "Clicks in this engine's partitions that it has not applied.")
 LISTS_PUBLISHED = Counter("mindstream_lists_published_total", "Recall lists the broker acknowledged.")
+LISTS_OVERWRITTEN = Counter(
+    "mindstream_lists_overwritten_total",
+    "Users refreshed again because an older list, of an engine that had lost the partition, came after the newest.",
+)
 LISTS_FAILED = Counter("mindstream_lists_failed_total", "Users given up because no list could be made of their window.")
 UNKNOWN_ITEMS = Counter(
     "mindstream_unknown_items_total",

@@ -378,6 +378,28 @@ class PartitionStore:
             self._refreshed[row.activation] += change
             self._lists[row.activation] += change if row.has_list else 0
 
+    def listed(self, user_id: str) -> tuple[int, int] | None:
+        """Return window offset and activation of the newest list that is out of the user; None where none is."""
+        with self._copying:
+            row = None if self._is_closed else self._read_derived(user_id)
+        return None if row is None or not row.has_list else (row.window_offset, row.activation)
+
+    def mark_again(self, user_ids: Sequence[str]) -> None:
+        """Have users refreshed who were, those not waiting already: what is out of them is not their newest list.
+
+        Raises:
+            StoreNotWritten: RocksDB can't write; nobody is marked.
+        """
+        with self._copying, self._lock:
+            if self._is_closed:
+                return
+            at, batch = max(self._applied_offset, 0), WriteBatch(raw_mode=True)
+            marks = {user: DirtyUser(user, None, (at,)) for user in user_ids if user not in self._pending}
+            for user in marks:
+                batch.put(codec.mark_key(at, user.encode()), codec.encode_mark(None))
+            write(self._db, batch, path=self._path)
+            self._pending.update(marks)
+
     def release(self, batch: DirtyBatch) -> None:
         """Offer the users of *batch* again, before all others: their lists were not published."""
         with self._lock:

@@ -35,6 +35,7 @@ from engine.streams.dead_letters import DeadLetters
 from engine.streams.decompression import bound_decompression
 from engine.streams.erasing import Eraser
 from engine.streams.garbage import seldom_collect_garbage
+from engine.streams.list_watch import ListWatch
 
 BROKER_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
@@ -99,6 +100,7 @@ async def _run(settings: Settings) -> None:
         parts.push_async_callback(hotswap.stop)
         dead_letters = DeadLetters(settings, publisher, epoch.text)
         erasures = Erasures(settings, epoch.text, on_change=lambda: ingest.erase())
+        list_watch = ListWatch(settings, epoch.text, lambda: ingest.stores(), refresh.notify)
         ingest = Ingest(
             settings,
             epoch,
@@ -108,6 +110,7 @@ async def _run(settings: Settings) -> None:
             recovery=recovery,
             checkpointer=checkpointer,
             eraser=Eraser(settings, erasures, dead_letters, recovery),
+            on_assigned=list_watch.begin,
         )
         if checkpointer is not None:
             parts.push_async_callback(checkpointer.close)
@@ -125,6 +128,7 @@ async def _run(settings: Settings) -> None:
             catalog.wait(),
             erasures.wait(),
             _follow_models(catalog, hotswap),
+            list_watch.keep(),
             pulse.keep(),
         ]
         if checkpointer is not None:

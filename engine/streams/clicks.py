@@ -88,6 +88,7 @@ class Ingest:
         recovery: Recovery | None = None,
         checkpointer: Checkpointer | None = None,
         eraser: Eraser | None = None,
+        on_assigned: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare to take batches; nothing is opened before `start_positions`.
 
@@ -100,7 +101,9 @@ class Ingest:
             recovery: opens the stores; None for one without checkpoints.
             checkpointer: copies the stores to where the next owner of a partition finds them; None for no copies.
             eraser: has the stores forget users; None where nobody is ever erased.
+            on_assigned: called when the stores of the partitions that this engine owns from now on are open.
         """
+        self._on_assigned = on_assigned
         self._eraser = eraser
         self._recovery, self._checkpointer = recovery or Recovery(settings), checkpointer
         self._settings, self._epoch, self._refresh = settings, epoch, refresh
@@ -162,6 +165,7 @@ class Ingest:
             }
         log.info("partitions_assigned", positions=positions)
         self.progress({partition: Bounds(at, bounds[partition].end) for partition, at in positions.items()})
+        self._on_assigned()
         metrics.OWNED_PARTITIONS.set(len(self._owned))  # last: whoever sees it sees the lag of these partitions too
         return positions
 

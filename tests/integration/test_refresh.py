@@ -23,6 +23,7 @@ from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, SnapshotHolder, load_snapshot
 from engine.store.header import StoreHeader
 from engine.store.windows import LoggedClick, PartitionStore
+from engine.streams import list_watch
 from engine.streams.topics import create_topics
 from tests.builders import NOON_MS, make_click
 from tests.served import make_parts
@@ -236,3 +237,28 @@ async def test_graph_and_exact_index_make_lists_that_agree_to_at_least_098(broke
     shares = [len({*by_backend["hnsw"][user]} & {*exact}) / len(exact) for user, exact in by_backend["exact"].items()]
     assert len(shares) == 100
     assert np.mean(shares) >= 0.98
+
+
+async def test_list_of_an_engine_that_lost_the_partition_is_overwritten_by_a_newer_one(
+    broker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(list_watch, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(list_watch, "EVERY_S", 0.1)
+    async with running(broker, tmp_path, "refresh-8-") as engine:
+        epoch = (await topic_epoch(engine.settings, "clicks")).text
+        watch = list_watch.ListWatch(engine.settings, epoch, lambda: engine.stores, engine.loop.notify)
+        watching = asyncio.create_task(watch.keep())
+        watch.begin()
+        engine.click(make_click(user_id="a", item_id="i0001"), make_click(user_id="b", item_id="i0002"))
+        await engine.settled(2)
+        old = engine.records[0]
+        engine.click(make_click(user_id="a", item_id="i0003", clicked_at_ms=NOON_MS + 1))
+        await engine.settled(3)
+
+        await engine.publisher.send(Message(old.topic, old.value, old.key, old.headers, old.partition))
+        await engine.settled(5)
+        await asyncio.sleep(1.0)  # what was healed isn't healed again
+        watching.cancel()
+
+    users = [(made.user_id, len(made.window), made.window_offset) for made in engine.lists()]
+    assert users[2:] == [("a", 2, 2), ("a", 1, 1), ("a", 2, 2)]
