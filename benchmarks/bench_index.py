@@ -453,7 +453,7 @@ def recall_now(index: LiveIndex, interests: Vectors, rows: Any) -> float:
     """Return the share of the exact answers that *rows* hold."""
     shares = []
     for interest, found in zip(interests, rows, strict=True):
-        exact = set(index.search_exactly(interest, TOP).tolist())
+        exact = set(index.search_exactly(interest[None], TOP)[0].tolist())
         shares.append(len(exact & set(found.tolist())) / len(exact))
     return float(np.mean(shares))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,9 @@ class ItemRows:
 
     def rows(self, item_ids: Iterable[str]) -> set[int]:
         """Return the rows of those *item_ids* that are known here."""
-        return {self._row_of[item_id] for item_id in item_ids if item_id in self._row_of}
+        rows = set(map(self._row_of.get, item_ids))
+        rows.discard(None)
+        return cast(set[int], rows)
 
     def mask(self, item_ids: Iterable[str]) -> NDArray[np.bool_]:
         """Return (N,) bool, True at the rows of *item_ids*."""

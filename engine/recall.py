@@ -244,10 +244,9 @@ def merge_many(
     lists = []
     for user, numbers in enumerate(interests):
         own = chosen[user, : int(min(ends[user], limits.size))]
-        picked = rows[user, own].tolist(), scores[user, own].tolist(), slots[user, own].tolist()
-        lists.append(
-            [RankedItem(items.item_ids[row], value, numbers[slot]) for row, value, slot in zip(*picked, strict=True)]
-        )
+        picked, values, of = rows[user, own].tolist(), scores[user, own].tolist(), slots[user, own].tolist()
+        # No comprehension: a third of a list's time went there.
+        lists.append([*map(RankedItem, map(items.item_ids.__getitem__, picked), values, map(numbers.__getitem__, of))])
     return lists
 
 

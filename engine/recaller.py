@@ -151,10 +151,10 @@ class Recaller:
         self, vectors: np.ndarray, mask: np.ndarray, wishes: Wishes, *, every: bool = False
     ) -> list[RankedItem]:
         """Return one user's items by a look at all of them: of *every* item, or of those that exact searches find."""
-        index, used = self._served.index, np.flatnonzero(mask)
+        index = self._served.index
         count = len(self._served.rows)
         depth = count if every else min(self._search.width, count)
-        rows = np.unique(np.concatenate([index.search_exactly(vectors[slot], depth) for slot in used.tolist()]))
+        rows = np.unique(index.search_exactly(vectors[mask], depth))
         scores, slots = score_by_best(index.vectors, vectors[None], mask[None], rows[None])
         scores[:, index.is_absent(rows)] = -np.inf
         return self._merge(Found(rows[None], scores, slots, mask[None]), mask[None], [wishes])[0]

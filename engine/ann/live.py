@@ -173,11 +173,11 @@ class LiveIndex:
         self._ef = max(self._ef, ef)
         self._base.widen(self._ef)
 
-    def search_exactly(self, interest: Vectors, k: int) -> Rows:
-        """Return the rows of the *k* best items of now, in no order, by a look at all of them; (D,) *interest*."""
-        scores = np.where(self._is_absent[: self._row_count], np.float32(-np.inf), self.vectors @ interest)
-        best: Rows = top_places(scores[None], min(k, len(scores)))[0]
-        return best
+    def search_exactly(self, interests: Vectors, k: int) -> Rows:
+        """Return (Q, at most k) rows of the best items of now for (Q, D) *interests*, in no order, by a look at all."""
+        scores = interests @ self.vectors.T
+        scores[:, self._is_absent[: self._row_count]] = -np.inf
+        return top_places(scores, min(k, scores.shape[1]))
 
     def catch_up(self) -> None:
         """Take over a base that is ready, and have one built where the bound is reached; between two searches."""

@@ -147,16 +147,16 @@ def score_by_best(items: Vectors, vectors: Vectors, used: npt.NDArray[np.bool_],
         used: (B, K) bool, True for those in use.
         rows: (B, M) int64 item rows, -1 for none, whose score is -inf.
     """
-    best = np.full(rows.shape, -np.inf, dtype=np.float32)
-    slots = np.zeros(rows.shape, dtype=np.int64)
+    best = np.empty(rows.shape, dtype=np.float32)
+    slots = np.empty(rows.shape, dtype=np.int64)
     for start in range(0, len(rows), _USERS_AT_ONCE):
         part = slice(start, start + _USERS_AT_ONCE)
         gathered = items.take(rows[part], axis=0)  # (U, M, D), which stay in the cache for all interests
+        scores = np.full((len(gathered), used.shape[1], rows.shape[1]), -np.inf, dtype=np.float32)
         for slot in np.flatnonzero(used[part].any(axis=0)).tolist():
-            scores = np.einsum("umd,ud->um", gathered, vectors[part, slot])
-            scores[~used[part, slot]] = -np.inf
-            is_better = scores > best[part]
-            slots[part][is_better] = slot
-            np.maximum(best[part], scores, out=best[part], where=is_better)
+            np.einsum("umd,ud->um", gathered, vectors[part, slot], out=scores[:, slot])
+        scores[~used[part]] = -np.inf
+        scores.argmax(axis=1, out=slots[part])
+        scores.max(axis=1, out=best[part])
     best[rows == NO_ROW] = -np.inf
     return best, slots

@@ -86,7 +86,7 @@ def encode_windows(
             continue
         rows[index, -len(places) :] = known
         positions[index, -len(places) :] = places
-        if len(user.weights):
+        if len(user.weights) and config.weight_power:
             weights[index, -len(places) :] = [user.weights[place] for place in places]
     profile_rows, profile_numbers = encode_profiles([user.profile for user in users], vocabulary.profile_fields)
     batch = WindowBatch(
@@ -175,9 +175,9 @@ def _check_range(name: str, values: np.ndarray, most: int) -> None:
 
 
 def _known_clicks(user: UserInput, item_rows: Mapping[str, int], max_clicks: int) -> tuple[list[int], list[int]]:
-    rows = [item_rows.get(item_id, 0) for item_id in user.item_ids]
-    if user.event_types:
+    rows: list[int | None] = [*map(item_rows.get, user.item_ids)]
+    if not NEGATIVE_EVENT_TYPES.isdisjoint(user.event_types):
         kinds = zip(rows, user.event_types, strict=True)
-        rows = [0 if event_type in NEGATIVE_EVENT_TYPES else row for row, event_type in kinds]
-    places = [place for place, row in enumerate(rows) if row][-max_clicks:]
-    return places, [rows[place] for place in places]
+        rows = [None if event_type in NEGATIVE_EVENT_TYPES else row for row, event_type in kinds]
+    known = [(place, row) for place, row in enumerate(rows) if row is not None][-max_clicks:]
+    return [place for place, _ in known], [row for _, row in known]
