@@ -100,7 +100,7 @@ async def _run(settings: Settings) -> None:
         parts.push_async_callback(hotswap.stop)
         dead_letters = DeadLetters(settings, publisher, epoch.text)
         erasures = Erasures(settings, epoch.text, on_change=lambda: ingest.erase())
-        list_watch = ListWatch(settings, epoch.text, lambda: ingest.stores(), refresh.notify)
+        list_watch = ListWatch(settings, epoch.text, lambda: ingest.stores(), refresh.notify, on_failure=fail)
         ingest = Ingest(
             settings,
             epoch,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from engine import metrics
-from engine.errors import LogError
+from engine.errors import LogError, StoreError
 from engine.log import Follower, Record, end_offsets
 from engine.settings import Settings
 from engine.store.lists import ListOrder
@@ -46,6 +46,7 @@ class ListWatch:
         stores: Callable[[], Mapping[int, PartitionStore]],
         on_overwritten: Callable[[], None],
         *,
+        on_failure: Callable[[BaseException], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch nothing before `begin`.
@@ -55,10 +56,12 @@ class ListWatch:
             epoch: the life of `clicks` that this engine's lists are of.
             stores: returns the open stores by partition.
             on_overwritten: called when users of them wait for a refresh.
+            on_failure: called with what a store raises, which ends the watching.
             clock: seconds.
         """
         self._settings, self._epoch = settings, epoch
-        self._stores, self._on_overwritten, self._clock = stores, on_overwritten, clock
+        self._stores, self._clock = stores, clock
+        self._on_overwritten, self._on_failure = on_overwritten, on_failure
         self._begun = asyncio.Event()
         self._until_s = 0.0
         self._suspects: Suspects = {}
@@ -73,23 +76,30 @@ class ListWatch:
         while True:
             await self._begun.wait()
             self._begun.clear()
-            while self._clock() < self._until_s:
+            self._suspects.clear()
+            while self._is_due():
                 try:
                     await self._follow()
                 except LogError as error:  # the broker is away, or the topic is another one now
                     log.warning("list_watch_interrupted", problem=str(error), again_in_s=AGAIN_S)
                     await asyncio.sleep(AGAIN_S)
-            self._suspects.clear()
+                except StoreError as error:
+                    self._on_failure(error)
+                    return
+
+    def _is_due(self) -> bool:
+        """Return whether to go on as before: the time is not over, and no more partitions were taken over."""
+        return self._clock() < self._until_s and not self._begun.is_set()
 
     async def _follow(self) -> None:
-        """Follow them until the time is over."""
+        """Follow them for as long as it is due, from a little before now."""
         ends = await end_offsets(self._settings, TOPIC)
         start = {partition: max(0, end - LOOK_BACK) for partition, end in ends.items()}
         follower = Follower(self._settings, TOPIC, self.apply, start=start)
         await follower.start()
         following = asyncio.create_task(follower.wait())
         try:
-            while self._clock() < self._until_s and not following.done():
+            while self._is_due() and not following.done():
                 await asyncio.wait({following}, timeout=EVERY_S)
                 if follower.lag() == 0:
                     await self.refresh_overwritten()

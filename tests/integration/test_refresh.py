@@ -246,7 +246,10 @@ async def test_list_of_an_engine_that_lost_the_partition_is_overwritten_by_a_new
     monkeypatch.setattr(list_watch, "EVERY_S", 0.1)
     async with running(broker, tmp_path, "refresh-8-") as engine:
         epoch = (await topic_epoch(engine.settings, "clicks")).text
-        watch = list_watch.ListWatch(engine.settings, epoch, lambda: engine.stores, engine.loop.notify)
+        failures: list[BaseException] = []
+        watch = list_watch.ListWatch(
+            engine.settings, epoch, lambda: engine.stores, engine.loop.notify, on_failure=failures.append
+        )
         watching = asyncio.create_task(watch.keep())
         watch.begin()
         engine.click(make_click(user_id="a", item_id="i0001"), make_click(user_id="b", item_id="i0002"))
@@ -261,4 +264,5 @@ async def test_list_of_an_engine_that_lost_the_partition_is_overwritten_by_a_new
         watching.cancel()
 
     users = [(made.user_id, len(made.window), made.window_offset) for made in engine.lists()]
+    assert not failures
     assert users[2:] == [("a", 2, 2), ("a", 1, 1), ("a", 2, 2)]

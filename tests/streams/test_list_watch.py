@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 
+from engine.errors import LogError, StoreBusy
 from engine.log import Record
 from engine.settings import Settings
 from engine.store.header import StoreHeader
 from engine.store.windows import LoggedClick, PartitionStore, Refreshed
+from engine.streams import list_watch
 from engine.streams.list_watch import PATIENCE_S, ListWatch
 from tests.builders import NOON_MS, make_click
 
@@ -45,7 +48,15 @@ class Watched:
 
     def __init__(self, store: PartitionStore) -> None:
         self.now_s, self.notified, self.store = 100.0, 0, store
-        self.watch = ListWatch(Settings(), EPOCH, lambda: {0: store}, self._notify, clock=lambda: self.now_s)
+        self.failures: list[BaseException] = []
+        self.watch = ListWatch(
+            Settings(),
+            EPOCH,
+            lambda: {0: store},
+            self._notify,
+            on_failure=self.failures.append,
+            clock=lambda: self.now_s,
+        )
 
     def _notify(self) -> None:
         self.notified += 1
@@ -148,3 +159,21 @@ async def test_a_mark_made_again_outlives_the_process(watched: Watched, tmp_path
 
     assert (reopened.count_dirty(), reopened.take_dirty(10).users[0].user_id) == (1, "a")
     reopened.close()
+
+
+async def test_a_broker_that_is_away_is_asked_again_and_a_store_that_fails_ends_it(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[Exception] = [LogError("recall-lists", problem="is away", remedy="wait"), StoreBusy(Path("store"))]
+
+    async def fail() -> None:
+        raise outcomes.pop(0)
+
+    monkeypatch.setattr(list_watch, "AGAIN_S", 0.01)
+    monkeypatch.setattr(watched.watch, "_follow", fail)
+    watched.watch.begin()
+
+    async with asyncio.timeout(10):
+        await watched.watch.keep()
+
+    assert (outcomes, [type(one) for one in watched.failures]) == ([], [StoreBusy])
