@@ -88,7 +88,6 @@ class RefreshLoop:
         self._prepared: ListMaker | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refresh")
         self._in_flight = asyncio.Lock()
-        self._publishing: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._notified_s: float | None = None
         self._is_stopping = False
@@ -103,8 +102,6 @@ class RefreshLoop:
     async def remove_partition(self, partition: int) -> None:
         """Finish the micro-batch in flight, then leave the partition alone: its store may be closed."""
         async with self._in_flight:
-            if self._publishing is not None:
-                await asyncio.wait({self._publishing})  # the loop takes its error, should it have one
             self._stores.pop(partition, None)
 
     def notify(self) -> None:
@@ -137,13 +134,6 @@ class RefreshLoop:
     # --- the loop
 
     async def _run(self) -> None:
-        try:
-            await self._loop()
-        finally:
-            with contextlib.suppress(Exception):  # its users are given back
-                await self._published()
-
-    async def _loop(self) -> None:
         back_off_s, longest_s = BACK_OFF_S
         while not self._is_stopping:
             self._wake.clear()
@@ -196,49 +186,27 @@ class RefreshLoop:
         return refreshed
 
     async def _refresh(self, take: Take, limit: int) -> int:
-        """Make the lists of at most *limit* users under one snapshot and return of how many.
-
-        They are published while those of the next users are made; never two at a time, so that a user's lists come in
-        their order.
-        """
+        """Do one micro-batch of at most *limit* users under one snapshot and return how many it took."""
         async with self._in_flight:
             snapshot, stores = self._holder.current, dict(self._stores)
             if snapshot is None or snapshot.model is None:
-                await self._published()
                 await self._in_thread(lambda: _show_progress(stores, snapshot))
                 return 0
             taken: list[Taken] = []
             try:
                 await self._in_thread(lambda: take(stores, snapshot.activation, limit, taken))
                 users = sum(len(part.batch.users) for part in taken)
-                made, messages = await self._in_thread(lambda: self._make(snapshot, taken)) if taken else ([], [])
-                await self._published()
+                if taken:
+                    made, messages = await self._in_thread(lambda: self._make(snapshot, taken))
+                    await self._publish(made, messages)
+                    await self._in_thread(lambda: _settle(made, taken))
+                return users
             except BaseException:
                 # The one thread runs this after whatever it is still busy with.
                 await asyncio.shield(self._in_thread(lambda: _release(taken)))
                 raise
             finally:
                 await asyncio.shield(self._in_thread(lambda: _show_progress(stores, snapshot)))
-            if taken:
-                self._publishing = asyncio.create_task(self._conclude(made, messages, taken), name="publish")
-            return users
-
-    async def _conclude(self, made: Sequence[Made], messages: Sequence[Message], taken: list[Taken]) -> None:
-        """Publish what was made of the users *taken* and note it, or give them back."""
-        try:
-            await self._publish(made, messages)
-            await self._in_thread(lambda: _settle(made, taken))
-        except BaseException:
-            await asyncio.shield(self._in_thread(lambda: _release(taken)))
-            raise
-
-    async def _published(self) -> None:
-        """Wait until the lists under way are published and noted; raises what came in between."""
-        try:
-            if self._publishing is not None:
-                await self._publishing
-        finally:
-            self._publishing = None
 
     def _make(self, snapshot: ServingSnapshot, taken: Sequence[Taken]) -> tuple[list[Made], list[Message]]:
         if self._maker is None or not self._maker.adopt(snapshot):

@@ -126,10 +126,10 @@ def read_marks(view: RdictIter) -> dict[str, DirtyUser]:
     return pending
 
 
-def joined(one: DirtyUser, other: DirtyUser) -> DirtyUser:
-    """Return one entry for the marks of both; the earlier time counts."""
-    times = [at for at in (one.accepted_at_ms, other.accepted_at_ms) if at is not None]
-    return DirtyUser(one.user_id, min(times, default=None), tuple(sorted({*one.marks, *other.marks})))
+def joined(older: DirtyUser, newer: DirtyUser) -> DirtyUser:
+    """Return one entry for the marks of both; the older one's time counts."""
+    accepted_at_ms = older.accepted_at_ms if older.accepted_at_ms is not None else newer.accepted_at_ms
+    return DirtyUser(older.user_id, accepted_at_ms, older.marks + newer.marks)
 
 
 def scan_derived(view: RdictIter) -> Iterator[tuple[str, DerivedRow]]:
