@@ -38,4 +38,4 @@ def test_a_question_is_answered_by_every_variant_with_a_plot(tmp_path: Path) -> 
 def test_the_variants_of_a_question_are_different_models(question: str) -> None:
     answers = experiments.main([question, *SMALL])
 
-    assert len({answer.recall_at_50.mean for answer in answers}) == len(answers)
+    assert len({(answer.recall_at_50.mean, answer.cosine) for answer in answers}) == len(answers)
