@@ -72,11 +72,8 @@ async def _run_until_signal(settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     """Start every part, and wait until one of them fails; stop them in the order that loses nothing."""
-    port, host = settings.engine_metrics_port, settings.metrics_host
-    metrics.listen(port, host=host, setting="MINDSTREAM_ENGINE_METRICS_PORT")
+    _set_up_process(settings)
     epoch = await _check_log(settings)
-    bound_decompression()
-    seldom_collect_garbage()
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as parts:
         parts.enter_context(_own(settings.data_dir / "engine"))
@@ -134,6 +131,13 @@ async def _run(settings: Settings) -> None:
         if checkpointer is not None:
             running.append(checkpointer.keep(ingest.stores))
         await _first_failure(*running, failure)
+
+
+def _set_up_process(settings: Settings) -> None:
+    port, host = settings.engine_metrics_port, settings.metrics_host
+    metrics.listen(port, host=host, setting="MINDSTREAM_ENGINE_METRICS_PORT")
+    bound_decompression()
+    seldom_collect_garbage()
 
 
 async def _check_log(settings: Settings) -> Epoch:
