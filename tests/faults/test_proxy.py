@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ def proxy() -> Iterator[Proxy]:
     server = socket.create_server(("127.0.0.1", 0))
 
     def echo(connection: socket.socket) -> None:
-        with connection:
+        with connection, contextlib.suppress(OSError):  # the proxy may have cut it in the middle of an answer
             while data := connection.recv(65_536):
                 connection.sendall(data)
 
