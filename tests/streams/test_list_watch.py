@@ -149,6 +149,9 @@ async def test_a_partition_that_was_given_away_meanwhile_is_left_alone(watched: 
     await watched.watch.refresh_overwritten()
     await watched.watch.apply([record("a", 0, 4)])
 
+    assert watched.failures == []
+    assert await watched.later(100) == []
+
 
 async def test_a_mark_made_again_outlives_the_process(watched: Watched, tmp_path: Path) -> None:
     await watched.watch.apply([record("a", 0, 4)])
