@@ -54,6 +54,9 @@ class Reader:
     def notify(self) -> None:
         pass
 
+    def is_behind(self) -> bool:
+        return False
+
     async def run(self) -> None:
         while True:
             began_s = time.perf_counter()

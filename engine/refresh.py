@@ -110,6 +110,12 @@ class RefreshLoop:
             self._notified_s = time.perf_counter()
         self._wake.set()
 
+    def is_behind(self) -> bool:
+        """Whether more users wait than the next micro-batch takes; without a model nothing is done about them."""
+        if self._holder.current is None or self._holder.current.model is None:
+            return False
+        return sum(store.count_dirty() for store in self._stores.values()) > self._settings.refresh_batch_size
+
     def prepare(self, snapshot: ServingSnapshot) -> None:
         """Bring the items of *snapshot*, which is about to serve, to the present; any thread may call this."""
         if snapshot.model is not None:
@@ -186,7 +192,10 @@ class RefreshLoop:
         return refreshed
 
     async def _refresh(self, take: Take, limit: int) -> int:
-        """Do one micro-batch of at most *limit* users under one snapshot and return how many it took."""
+        """Do one micro-batch of at most *limit* users under one snapshot and return how many it took.
+
+        Few steps, each as long as the thread can go on alone: at every change of thread others take the interpreter.
+        """
         async with self._in_flight:
             snapshot, stores = self._holder.current, dict(self._stores)
             if snapshot is None or snapshot.model is None:
@@ -194,21 +203,30 @@ class RefreshLoop:
                 return 0
             taken: list[Taken] = []
             try:
-                await self._in_thread(lambda: take(stores, snapshot.activation, limit, taken))
+                made, messages = await self._in_thread(lambda: self._make(snapshot, stores, take, limit, taken))
                 users = sum(len(part.batch.users) for part in taken)
                 if taken:
-                    made, messages = await self._in_thread(lambda: self._make(snapshot, taken))
                     await self._publish(made, messages)
-                    await self._in_thread(lambda: _settle(made, taken))
+                    await self._in_thread(lambda: _conclude(made, taken, stores, snapshot))
                 return users
             except BaseException:
                 # The one thread runs this after whatever it is still busy with.
-                await asyncio.shield(self._in_thread(lambda: _release(taken)))
+                await asyncio.shield(self._in_thread(lambda: _give_back(taken, stores, snapshot)))
                 raise
-            finally:
-                await asyncio.shield(self._in_thread(lambda: _show_progress(stores, snapshot)))
 
-    def _make(self, snapshot: ServingSnapshot, taken: Sequence[Taken]) -> tuple[list[Made], list[Message]]:
+    def _make(
+        self,
+        snapshot: ServingSnapshot,
+        stores: Mapping[int, PartitionStore],
+        take: Take,
+        limit: int,
+        taken: list[Taken],
+    ) -> tuple[list[Made], list[Message]]:
+        """Take users, noted in *taken* whatever happens then, and make their lists."""
+        take(stores, snapshot.activation, limit, taken)
+        if not taken:
+            _show_progress(stores, snapshot)
+            return [], []
         if self._maker is None or not self._maker.adopt(snapshot):
             prepared, self._prepared = self._prepared, None
             self._maker = prepared if prepared and prepared.adopt(snapshot) else self._new_maker(snapshot)
@@ -278,16 +296,21 @@ def _share(limit: int, waiting: Mapping[int, int]) -> dict[int, int]:
     return shares
 
 
-def _settle(made: Sequence[Made], taken: list[Taken]) -> None:
+def _conclude(
+    made: Sequence[Made], taken: list[Taken], stores: Mapping[int, PartitionStore], snapshot: ServingSnapshot
+) -> None:
+    """Note in the stores that the lists are out; what is still in *taken* after a failure is to be given back."""
     for part in made:
         part.taken.store.settle(part.taken.batch, part.refreshed)
         metrics.UNKNOWN_ITEMS.inc(part.unknown_clicks)
         taken.remove(part.taken)
+    _show_progress(stores, snapshot)
 
 
-def _release(taken: Sequence[Taken]) -> None:
+def _give_back(taken: Sequence[Taken], stores: Mapping[int, PartitionStore], snapshot: ServingSnapshot) -> None:
     for part in taken:
         part.store.release(part.batch)
+    _show_progress(stores, snapshot)
 
 
 def _show_progress(stores: Mapping[int, PartitionStore], snapshot: ServingSnapshot | None) -> None:

@@ -102,6 +102,32 @@ async def test_stop_finishes_the_batch_in_flight(tmp_path: Path) -> None:
         assert len(engine.log.messages) == 1
 
 
+async def test_loop_is_behind_while_more_users_wait_than_a_batch_takes(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"refresh_batch_size": 2})
+    async with running(tmp_path, make_snapshot(), settings=settings) as engine:
+        engine.log.acknowledges.clear()
+        engine.click(*clicks("u1", "i001"))
+        await engine.log.sending.wait()
+        for user in ("u2", "u3"):
+            engine.click(*clicks(user, "i001"))
+        assert not engine.loop.is_behind()
+        engine.click(*clicks("u4", "i001"))
+        assert engine.loop.is_behind()
+        engine.log.acknowledges.set()
+        await engine.settled()
+
+        assert not engine.loop.is_behind()
+
+
+async def test_loop_without_a_model_is_not_behind_whoever_waits(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"refresh_batch_size": 1})
+    async with running(tmp_path, None, settings=settings) as engine:
+        for user in ("u1", "u2"):
+            engine.click(*clicks(user, "i001"))
+
+        assert not engine.loop.is_behind()
+
+
 async def test_partition_is_given_up_only_after_the_batch_in_flight(tmp_path: Path) -> None:
     async with running(tmp_path, make_snapshot()) as engine:
         engine.log.acknowledges.clear()

@@ -3,7 +3,8 @@
 The only place that touches Faust's internals and its aiokafka driver (docs/decisions/0002). What it changes:
 
 - **Intake.** Faust makes two tasks for every message, about 14,000 a second on a core; a batch takes that path once.
-  The next fetch waits until the batch is applied, so what is in memory is bounded by one fetch.
+  The next fetch waits until the batch is applied and the intake asks for more, so what is in memory is bounded by one
+  fetch.
 - **Positions.** Faust seeks to committed offsets. Here the seek is the engine's: `Intake.start_positions` names the
   next offset of each partition, from its store. Nothing ever resets a position by itself: a gap is an error.
 - **Commits.** Offsets are committed behind the store's writes and only for lag monitors; a failed one is a log line.
@@ -89,6 +90,9 @@ class Intake(Protocol):
 
     def progress(self, positions: Mapping[int, Bounds]) -> None:
         """Learn where reading stands: of each partition the next offset and the end of the log, as last heard."""
+
+    async def rest(self, taken: int) -> None:
+        """Return when the next fetch is due after one of *taken* records; soon."""
 
     def fail(self, error: BaseException) -> None:
         """Stop the engine because of *error*."""
@@ -209,6 +213,7 @@ class _BatchConsumer(driver.Consumer):
             self.app.intake.progress(await self._idle_positions())
         elif await self._deliver(fetched):
             self.app.intake.progress({tp.partition: self._bounds(tp, self._applied[tp]) for tp in map(_own, fetched)})
+            await self.app.intake.rest(sum(map(len, fetched.values())))
 
     async def _deliver(self, fetched: Mapping[Any, Sequence[Any]]) -> bool:
         """Hand each partition's records to the agent; return whether all of them were applied."""

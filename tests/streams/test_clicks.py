@@ -21,7 +21,7 @@ from engine.store.recovery import Bounds
 from engine.store.scans import SeenRule
 from engine.store.windows import PartitionStore
 from engine.streams.batches import ClickBatch
-from engine.streams.clicks import Ingest
+from engine.streams.clicks import FEW_RECORDS, Ingest
 from engine.streams.dead_letters import DeadLetters
 from tests.builders import NOON_MS, make_click
 
@@ -66,6 +66,7 @@ class Refresh:
 
     stores: dict[int, PartitionStore] = field(default_factory=dict)
     notified: int = 0
+    has_enough: bool = False
 
     def add_partition(self, partition: int, store: PartitionStore) -> None:
         self.stores[partition] = store
@@ -75,6 +76,9 @@ class Refresh:
 
     def notify(self) -> None:
         self.notified += 1
+
+    def is_behind(self) -> bool:
+        return self.has_enough
 
 
 class Bench:
@@ -417,6 +421,23 @@ async def test_a_batch_that_waits_for_the_dead_letter_topic_is_lag(bench: Bench)
     await taking
     bench.ingest.progress({PARTITION: Bounds(7, 7)})
     assert counted("mindstream_consumer_lag") == 0
+
+
+@pytest.mark.parametrize(
+    ("has_enough", "taken", "rests"),
+    [(True, FEW_RECORDS - 1, True), (True, FEW_RECORDS, False), (False, 1, False)],
+    ids=["few clicks for a busy refresh", "behind the log", "refresh keeps up"],
+)
+async def test_intake_rests_only_while_its_clicks_could_not_be_refreshed_anyway(
+    bench: Bench, has_enough: bool, taken: int, rests: bool
+) -> None:
+    bench.refresh.has_enough = has_enough
+
+    resting = asyncio.create_task(bench.ingest.rest(taken))
+    await asyncio.sleep(0)
+
+    assert resting.done() is not rests
+    await resting
 
 
 async def test_a_fault_of_ours_stops_the_intake_before_anything_is_acknowledged(bench: Bench) -> None:
