@@ -7,9 +7,10 @@ Everything is measured from outside: clicks go to Kafka and over HTTP, lists com
 one click of a user nobody has seen and asks for that user's list until it reflects the click. In the same run one
 record after another makes the bare way through the same broker, produced with all acknowledgements and consumed.
 
-**Overload**: how many lists a second the engine makes while it works off a burst; then five times as many clicks, over
-as many users as it can refresh in 20 s. Probes meanwhile tell how old the oldest waiting click gets; afterwards it is
-timed how long lists take to be as fresh as before, and `mindstream audit` recomputes every window from the log.
+**Overload**: how many lists a second the engine makes while it works off a burst of users whose windows are full; then
+five times as many clicks, over as many of them as it can refresh in 20 s. Probes meanwhile tell how old the oldest
+waiting click gets; afterwards it is timed how long lists take to be as fresh as before, and `mindstream audit`
+recomputes every window from the log.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ from engine.summary import scrape, service_address
 STEADY_P50_S, STEADY_P99_S, OVER_TWO_TRIPS_S = 0.1, 0.5, 0.06
 OLDEST_S, NORMAL_WITHIN_S, NORMAL_S = 30.0, 60.0, 1.0
 TIMES, SECONDS_OF_USERS = 5, 20
-BURST_USERS = 20_000
-TICK_S = 0.02
+FULL_USERS, FULL_CLICKS = 20_000, 50
+"""Users whose windows are filled first: with few clicks a list costs a fraction."""
+TICK_S, AT_ONCE = 0.02, 5_000
 PROBERS, GIVE_UP_S = 64, 120.0
 IDLE_CLICKS = 100
 """Fewer clicks behind, or users waiting, than this are those of the moment."""
@@ -102,25 +104,25 @@ def sending(items: Sequence[str], **plan: float | str) -> Iterator[subprocess.Po
 
 
 async def send(settings: Settings, plan: dict[str, Any], items: Sequence[str]) -> None:
-    """Send *rate* clicks a second for *seconds*, of users who come in turns; *rate* 0 sends one of each at once.
+    """Send *rate* clicks a second for *seconds*, of *users* who come in turns; at rate 0 *each* of theirs at once.
 
     The last line on stdout says how many were sent, and how far the last ones were behind their time.
     """
-    users, rate, name = int(plan["users"]), float(plan["rate"]), plan["name"]
-    total = int(rate * plan["seconds"]) if rate else users
+    users, rate, name, run = int(plan["users"]), float(plan["rate"]), plan["name"], uuid.uuid4().hex[:8]
+    total = int(rate * plan["seconds"]) if rate else users * int(plan["each"])
     order = random.Random(7)
     publisher, topic = Publisher(settings), settings.topic("clicks")
     await publisher.start()
     began_s, sent, waiting = time.monotonic(), 0, set[asyncio.Task[Any]]()
     while sent < total:
-        due = min(total, int((time.monotonic() - began_s) * rate) if rate else total)
+        due = min(total, int((time.monotonic() - began_s) * rate) if rate else sent + AT_ONCE)
         now_ms = time.time_ns() // 1_000_000
         clicks = [
             ClickEvent(
                 user_id=f"{name}-{number % users}",
                 item_id=order.choice(items),
                 clicked_at_ms=now_ms,
-                event_id=f"{name}:{number}",
+                event_id=f"{run}:{number}",
             )
             for number in range(sent, due)
         ]
@@ -132,7 +134,10 @@ async def send(settings: Settings, plan: dict[str, Any], items: Sequence[str]) -
         for task in ended:
             task.result()
         waiting -= ended
-        await asyncio.sleep(TICK_S)
+        if rate:
+            await asyncio.sleep(TICK_S)
+        else:
+            await asyncio.gather(*waiting)
     await asyncio.gather(*waiting)
     late_s = time.monotonic() - began_s - (total / rate if rate else 0.0)
     await publisher.stop()
@@ -261,9 +266,9 @@ def overload(shop: Shop, *, seconds: float) -> dict[str, float]:
     shop.wait_until_idle()
     capacity = measure_capacity(shop)
     print(f"a burst is worked off at {capacity:,.0f} lists/s", flush=True)
-    rate, users = TIMES * capacity, int(SECONDS_OF_USERS * capacity)
+    rate, users = TIMES * capacity, min(FULL_USERS, int(SECONDS_OF_USERS * capacity))
     lags: list[float] = []
-    plan = {"name": f"over-{shop.run}", "rate": rate, "users": users, "seconds": seconds}
+    plan = {"name": f"full-{shop.run}", "rate": rate, "users": users, "seconds": seconds}
     with ThreadPoolExecutor(PROBERS) as probers, shop.client() as client:
         with sending(shop.items, **plan) as sender:
             asked = []
@@ -301,16 +306,18 @@ def overload(shop: Shop, *, seconds: float) -> dict[str, float]:
 
 
 def measure_capacity(shop: Shop) -> float:
-    """Return the lists a second of an engine that works off a burst of one click each of many users."""
-    before = shop.figure("mindstream_lists_published_total")
-    plan = {"name": f"burst-{shop.run}", "rate": 0, "users": BURST_USERS, "seconds": 0}
-    with sending(shop.items, **plan) as sender:
+    """Return the lists a second of an engine that works off a burst: one click each of users with full windows."""
+    name = f"full-{shop.run}"
+    with sending(shop.items, name=name, rate=0, users=FULL_USERS, each=FULL_CLICKS) as sender:
         sender.wait()
-    began_s, made = time.monotonic(), shop.figure("mindstream_lists_published_total")
-    left = before + BURST_USERS - made
-    while shop.figure("mindstream_lists_published_total") < before + BURST_USERS:
-        time.sleep(0.05)
-    return left / (time.monotonic() - began_s)
+    filled_s = shop.wait_until_idle()
+    print(f"{FULL_USERS:,} windows filled, lists made {filled_s:.0f} s later", flush=True)
+    wanted, began_s = shop.figure("mindstream_lists_published_total") + FULL_USERS, time.monotonic()
+    with sending(shop.items, name=name, rate=0, users=FULL_USERS, each=1) as sender:
+        sender.wait()
+        while shop.figure("mindstream_lists_published_total") < wanted:
+            time.sleep(0.05)
+    return FULL_USERS / (time.monotonic() - began_s)
 
 
 def audit() -> float:
