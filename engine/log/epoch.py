@@ -49,14 +49,19 @@ async def topic_epoch(settings: Settings, topic: str) -> Epoch:
         return await read_epoch(settings, settings.topic(topic))
 
 
-async def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
+async def end_offsets(settings: Settings, topic: str, *, epoch: Epoch | None = None) -> dict[int, int]:
     """Return the offset after the last record of each partition of the topic called *topic* in the contract.
+
+    Args:
+        settings: where the broker is.
+        topic: its name in the contract.
+        epoch: what `topic_epoch` says of it; asked for where it isn't given.
 
     Raises:
         LogError: the broker can't be reached, or has no such topic.
     """
-    epoch = await topic_epoch(settings, topic)
-    partitions = [TopicPartition(settings.topic(topic), number) for number in range(epoch.partitions)]
+    count = (epoch or await topic_epoch(settings, topic)).partitions
+    partitions = [TopicPartition(settings.topic(topic), number) for number in range(count)]
     with translated(settings.topic(topic)):
         async with consumer(settings) as reader:
             ends = await reader.end_offsets(partitions)

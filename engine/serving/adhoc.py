@@ -17,7 +17,7 @@ from engine.serving import queries, refusals
 from engine.serving.intake import MAX_CLICKS, with_field
 from engine.serving.queries import NOT_JSON, RecallQuery
 from engine.settings import Settings
-from engine.window import BehaviorWindow
+from engine.window import BehaviorWindow, SeenRule
 
 NOBODY = b"ad-hoc"
 """Stands for the user id, which these clicks have none of, while they are checked."""
@@ -84,7 +84,7 @@ def read_ad_hoc(body: bytes, settings: Settings) -> AdHocQuery:
     if any(timed) and not all(timed):
         raise refusals.bad("clicks", "given a clicked_at_ms each, or none of them one")
     clicks = [_click(bytes(raw), index, settings, is_timed=timed[0]) for index, raw in enumerate(raw_clicks)]
-    window = BehaviorWindow.of(clicks, max_clicks=settings.window_max_clicks)
+    window = BehaviorWindow.of(clicks, max_clicks=settings.window_max_clicks, seen=SeenRule.of(settings))
     attributes = {name: value for click in window.clicks for name, value in (click.profile or {}).items()}
     return AdHocQuery(window, attributes | profile, query, is_timed=timed[0])
 

@@ -21,6 +21,7 @@ from starlette.routing import Match
 
 from engine import metrics
 from engine.log import Position
+from engine.log.partitioning import partition_of
 from engine.serving import answers, intake, openapi, queries, refusals, workout
 from engine.serving.adhoc import read_ad_hoc
 from engine.serving.answers import Answer, Held, answer_query, encode_answer
@@ -206,6 +207,7 @@ class Routes:
         service, reached = self._service, None
         if query.min_offset is not None:
             place = query.min_offset
+            self._check_partition(user_id, place)
             reached = await service.arrivals.wait(
                 user_id, lambda: self._window_offset(user_id) >= place.offset, wait_ms=query.wait_ms
             )
@@ -227,9 +229,17 @@ class Routes:
             raise refusals.store_opening()
         return lists
 
+    def _check_partition(self, user_id: str, place: Position) -> None:
+        """Raise Refusal where *place* can't be that of one of the user's clicks."""
+        epoch = self._service.clicks_epoch
+        if epoch is not None and place.partition != (own := partition_of(user_id.encode(), epoch.partitions)):
+            raise refusals.bad("min_offset", f"the place of a click of this user, whose partition is {own}")
+
     def _window_offset(self, user_id: str) -> int:
-        stored = self._lists.get(user_id)
-        return answers.decode_held(stored).window_offset if stored is not None else -1
+        """Return the offset that the user's list reflects; -1 without one, or where it counts in another log."""
+        stored, epoch = self._lists.get(user_id), self._service.clicks_epoch
+        held = None if stored is None else answers.decode_held(stored)
+        return held.window_offset if held is not None and epoch is not None and held.epoch == epoch.text else -1
 
     def _held(self, request: Request) -> tuple[str, tuple[Held, list[dict[str, Any]], list[dict[str, Any]]]]:
         user_id = _path_id(request, "user_id")

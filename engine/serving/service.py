@@ -57,6 +57,8 @@ class QueryService:
         self.lists: ListStore | None = None
         self.spot = Spot(settings, self.holder, self.catalog, now_ms=wall_ms)
         self.arrivals = Arrivals()
+        self.clicks_epoch: Epoch | None = None
+        """The life of `clicks` that offsets belong to, as last heard from the broker; None until it was reached."""
         self._publisher = Publisher(settings)
         self._hot_swap = HotSwap(settings, self.holder, prepare=self.spot.prepare)
         self._follower: ListFollower | None = None
@@ -176,6 +178,7 @@ class QueryService:
 
     async def _run(self) -> None:
         lists, clicks = await self._connect()
+        self.clicks_epoch = clicks
         erasures = Erasures(self.settings, clicks.text)
         self._stack.push_async_callback(erasures.stop)
         await erasures.start()
@@ -216,11 +219,12 @@ class QueryService:
     async def _watch_traffic(self) -> None:
         while True:
             try:
-                offsets = await end_offsets(self.settings, "clicks")
+                epoch = await topic_epoch(self.settings, "clicks")
+                offsets = await end_offsets(self.settings, "clicks", epoch=epoch)
             except LogError as error:
                 log.debug("clicks_not_watched", error=str(error))  # readiness names the outage
             else:
-                total = sum(offsets.values())
+                self.clicks_epoch, total = epoch, sum(offsets.values())
                 metrics.LOG_CLICKS.set(total)
                 self.traffic.note(total, now_ms=wall_ms())
             self.spot.forget_retired()

@@ -27,8 +27,9 @@ from engine.settings import Settings
 from engine.store.checkpoints import Checkpoint, Checkpoints
 from engine.store.header import StoreHeader, stores_dir
 from engine.store.rocksdb import verify
-from engine.store.scans import SeenRule, read_offset_of
+from engine.store.scans import read_offset_of
 from engine.store.windows import PartitionStore
+from engine.window import SeenRule
 
 SUSPECT = "suspect-stores"
 """Name of the file that a run leaves which met an unreadable block: the next one reads each base whole first."""

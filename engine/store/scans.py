@@ -9,36 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import msgspec
 from rocksdict import Rdict, RdictIter
 
 from engine.events import ClickEvent
-from engine.settings import Settings
 from engine.store import codec
 from engine.store.codec import CLICKS, DERIVED, MARKS, PROFILES, DerivedRow
 from engine.store.rocksdb import check_status, open_for_reading, read, read_value, scan, scan_keys
-from engine.window import BehaviorWindow, window_order
-
-DAY_MS = 86_400_000
-
-
-@dataclass(frozen=True, slots=True)
-class SeenRule:
-    """Which clicks behind the window are kept for the items they saw: so long before the newest, and so many."""
-
-    within_ms: int
-    max_clicks: int
-    """Those of the window among them."""
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self | None:
-        """Return the rule that *settings* name; None where the window is all that counts."""
-        if not settings.seen_days or not settings.exclude_seen:
-            return None
-        return cls(int(settings.seen_days * DAY_MS), settings.seen_max_clicks)
-
+from engine.window import BehaviorWindow, SeenRule, window_order
 
 KeyRange = tuple[bytes, bytes]
 """First key, and the first one behind."""

@@ -34,7 +34,6 @@ from engine.store.scans import (
     DirtyBatch,
     DirtyUser,
     KeyRange,
-    SeenRule,
     joined,
     read_marks,
     read_offset,
@@ -44,7 +43,7 @@ from engine.store.scans import (
     scan_users,
     scan_window,
 )
-from engine.window import BehaviorWindow
+from engine.window import BehaviorWindow, SeenRule
 
 TRIM_EVERY = 8
 """One batch of so many looks for surplus clicks; in the others a full window costs no look behind it."""

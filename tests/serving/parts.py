@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from engine.events import ItemEvent, encode_item
-from engine.log import Record
+from engine.log import Epoch, Record
 from engine.recall import FormingClick, InterestSummary, RankedItem, RecallList, WindowClick, encode_list
 from engine.serving.api import create_app
 from engine.serving.service import QueryService, wall_ms
@@ -22,7 +22,9 @@ from engine.store.lists import ListStore
 from tests.builders import NOON_MS
 from tests.served import make_popular_snapshot
 
-EPOCH = "epoch-1"
+CLICKS_EPOCH = Epoch("cluster-1", "topic-1", 4)
+"""Of `clicks`; u1 is in partition 0, u2 in 2."""
+EPOCH = CLICKS_EPOCH.text
 
 
 def make_list(
@@ -81,6 +83,7 @@ def make_snapshot(*, popular: Sequence[str] = ("p1", "p2", "p3"), activation: in
 def open_service(path: Path, *, snapshot: ServingSnapshot | None, **settings: Any) -> Iterator[QueryService]:
     """Yield a service with its lists open and nothing connected."""
     service = QueryService(Settings(data_dir=path, broker_port=1, **settings))
+    service.clicks_epoch = CLICKS_EPOCH
     service.lists = ListStore.open(path / "serve" / "lists", topic=EPOCH, now_ms=wall_ms())
     if snapshot is not None:
         service.holder.swap(snapshot)

@@ -72,6 +72,16 @@ async def test_only_the_newest_clicks_are_taken_whatever_their_order(tmp_path: P
     assert all_clicks["items"] == newest["items"]
 
 
+async def test_what_was_seen_behind_the_window_stays_out_as_of_an_engines_list(tmp_path: Path):
+    with open_trained(tmp_path, window_max_clicks=5, seen_days=1.0) as service:
+        by_engine = make_engine_list(service, tmp_path / "store", CLICKS)
+        answer = await recall(service, **sent(limit=50))
+
+    assert by_engine.seen
+    assert not {*by_engine.seen} & {item["item_id"] for item in answer["items"]}
+    assert msgspec.json.encode(answer["items"]) == msgspec.json.encode(by_engine.items)
+
+
 async def test_seen_disliked_excluded_and_unavailable_items_stay_out_and_the_list_full(tmp_path: Path):
     with open_trained(tmp_path, exclude_seen=False) as service:
         first = [item["item_id"] for item in (await recall(service, **sent(limit=50)))["items"]]

@@ -66,12 +66,15 @@ def test_an_older_list_that_comes_late_does_not_replace_the_newer(live: LiveServ
 
 
 def test_a_query_that_waits_for_a_click_is_answered_when_its_list_is_published(live: LiveService):
+    epoch = asyncio.run(topic_epoch(live.settings, "clicks")).text
+    [place] = json_of(httpx.post(live.address + "/v1/clicks", json={"user_id": "patient", "item_id": "i"}))
+    at = f"{place['partition']}:{place['offset']}"
     with ThreadPoolExecutor(1) as executor:
-        waiting = executor.submit(live.get, "/v1/users/patient/recall?min_offset=0:5&wait_ms=9000")
-        live.publish_list(make_list("patient", window_offset=5))
+        waiting = executor.submit(live.get, f"/v1/users/patient/recall?min_offset={at}&wait_ms=9000")
+        live.publish_list(replace(make_list("patient", window_offset=place["offset"]), epoch=epoch))
         answer = json_of(waiting.result())
 
-    assert (answer["min_offset_reached"], answer["window_offset"]) == (True, 5)
+    assert (answer["min_offset_reached"], answer["window_offset"]) == (True, place["offset"])
 
 
 def test_clicks_are_acknowledged_with_their_place_in_the_log(live: LiveService):

@@ -16,7 +16,7 @@ from engine.serving.api import create_app
 from engine.serving.service import QueryService
 from engine.snapshot import PopularLists
 from tests.builders import NOON_MS, make_click
-from tests.serving.parts import ask, item_record, list_record, make_list, make_snapshot, open_service
+from tests.serving.parts import CLICKS_EPOCH, ask, item_record, list_record, make_list, make_snapshot, open_service
 from tests.serving.trained import make_engine_list, open_trained
 
 CLICKS = [
@@ -181,6 +181,21 @@ async def test_a_wait_of_zero_says_whether_the_list_is_there(service: QueryServi
     assert (answer["min_offset_reached"], answer["source"]) == (reached, "personal")
 
 
+async def test_a_list_of_a_log_that_was_made_anew_reflects_no_click_of_the_new_one(own_service: QueryService):
+    own_service.clicks_epoch = replace(CLICKS_EPOCH, topic_id="topic-2")
+
+    answer = (await ask(create_app(own_service), "GET", "/v1/users/u1/recall?min_offset=0:0&wait_ms=0")).json
+
+    assert (answer["min_offset_reached"], answer["window_offset"]) == (False, 7)
+
+
+async def test_a_place_in_another_partition_than_the_users_is_refused(service: QueryService):
+    answer = await ask(service, "GET", "/v1/users/u1/recall?min_offset=1:7&wait_ms=0")
+
+    assert (answer.status, answer.error) == (400, "bad_min_offset")
+    assert "partition is 0" in answer.json["message"]
+
+
 async def test_a_wait_that_runs_out_answers_what_there_is(service: QueryService):
     answer = (await ask(service, "GET", "/v1/users/u1/recall?min_offset=0:8&wait_ms=20")).json
 
@@ -191,7 +206,7 @@ async def test_a_waiting_query_is_woken_by_the_list_that_reflects_the_click(own_
     lists, app = own_service.lists, create_app(own_service)
     assert lists is not None
     waiting = asyncio.create_task(ask(app, "GET", "/v1/users/u1/recall?min_offset=0:9&wait_ms=10000"))
-    others = asyncio.create_task(ask(app, "GET", "/v1/users/u2/recall?min_offset=0:9&wait_ms=200"))
+    others = asyncio.create_task(ask(app, "GET", "/v1/users/u2/recall?min_offset=2:9&wait_ms=200"))
 
     for offset in (8, 9):
         await asyncio.sleep(0.01)

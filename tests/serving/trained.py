@@ -12,8 +12,8 @@ from engine.microbatch import ListMaker, Taken
 from engine.recall import RecallList
 from engine.serving.service import QueryService
 from engine.store.header import StoreHeader
-from engine.store.scans import SeenRule
 from engine.store.windows import LoggedClick, PartitionStore
+from engine.window import SeenRule
 from tests.builders import NOON_MS
 from tests.served import make_snapshot
 from tests.serving.parts import EPOCH, open_service

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.settings import Settings
-from engine.store.scans import DAY_MS, SeenRule
 from engine.store.windows import PartitionStore
+from engine.window import DAY_MS, BehaviorWindow, SeenRule
 from tests.builders import make_click
 from tests.store.test_negative_clicks import hide, keys_of_clicks, refresh
 from tests.store.test_windows import HEADER, apply
@@ -54,6 +57,18 @@ def test_what_nobody_needs_is_trimmed_and_the_seen_ones_stay(tmp_path: Path) -> 
     assert store.read_window("u1") == window
     assert window.seen == ("i96", "i95", "i94", "i93")
     store.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5), st.sampled_from(["click", "click", "hide"]))))
+def test_a_store_reads_the_window_that_the_clicks_make(made: list[tuple[int, int, str]]) -> None:
+    clicks = [make_click(item_id=f"i{item}", clicked_at_ms=at, event_type=kind) for at, item, kind in made]
+    with TemporaryDirectory() as folder:
+        store = open_store(Path(folder))
+        apply(store, *clicks)
+        window = store.read_window("u1")
+        store.close()
+
+    assert window == BehaviorWindow.of(clicks, max_clicks=HEADER.max_clicks, seen=RULE)
 
 
 def test_without_a_rule_nothing_is_seen_and_everything_behind_the_window_goes(tmp_path: Path) -> None:

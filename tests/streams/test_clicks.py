@@ -18,11 +18,11 @@ from engine.log.partitioning import partition_of
 from engine.settings import Settings
 from engine.store.header import StoreHeader
 from engine.store.recovery import Bounds
-from engine.store.scans import SeenRule
 from engine.store.windows import PartitionStore
 from engine.streams.batches import ClickBatch
 from engine.streams.clicks import FEW_RECORDS, Ingest
 from engine.streams.dead_letters import DeadLetters
+from engine.window import SeenRule
 from tests.builders import NOON_MS, make_click
 
 EPOCH = Epoch(cluster_id="c", topic_id="t", partitions=4)
