@@ -31,7 +31,7 @@ import msgspec
 import structlog
 
 from engine.errors import CheckpointsUnusable, ConfigError, DamagedCheckpoint
-from engine.store.header import StoreHeader
+from engine.store.header import StoreHeader, first_difference
 
 FORMAT = 1
 """Format of the manifest."""
@@ -337,7 +337,7 @@ def _decode(raw: bytes, header: StoreHeader, path: str) -> Checkpoint | None:
         raise ValueError(f"format {found.format}, this build reads {FORMAT}")
     if len({file.name for file in found.files}) < len(found.files):
         raise ValueError("a file is named twice")
-    if found.header != asdict(header):
+    if first_difference(found.header, header) is not None:
         return None
     return Checkpoint(found.applied_offset, found.created_at_ms, found.worker, found.files, path, found.erasures_done)
 

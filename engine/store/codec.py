@@ -8,7 +8,7 @@ endian, so that bytes sort as numbers do.
     e                                           -> u64, place of the last erasure carried out; the topic's id
     w user 00 inverted-time inverted-identity   -> one click of a window
     p user 00 attribute                         -> one profile attribute and the click that set it
-    d offset user                               -> a dirty mark: i64, when the log accepted the click at *offset*
+    m number                                    -> the dirty marks of one write, MessagePack
     r user                                      -> what came of the user's last refresh
 
 A click's time and identity are stored inverted (all bits flipped), so that a forward scan of a user's prefix meets the
@@ -21,6 +21,7 @@ id byte reaches, ends an inverted identity and puts "ab" before "a".
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -32,12 +33,16 @@ from engine.events import ClickEvent
 
 FORMAT = 1
 """Format of the values below; stored in each of them."""
-STORE_FORMAT = 2
-"""Format of a store, in its header. In 1 negative clicks stood among the others and took their places."""
+STORE_FORMAT = 3
+"""Format of a store, in its header. In 2 every dirty mark had a key of its own, which opening rewrites; in 1 negative
+clicks stood among the others and took their places, which is refused."""
 HEADER_KEY = b"h"
 OFFSET_KEY = b"o"
 ERASED_KEY = b"e"
-CLICKS, PROFILES, MARKS, DERIVED = b"w", b"p", b"d", b"r"
+CLICKS, PROFILES, MARKS, DERIVED = b"w", b"p", b"m", b"r"
+FORMAT_OF_OLD_MARKS = 2
+OLD_MARKS, AFTER_OLD_MARKS = b"d", b"e"
+"""In store format 2: a key a mark, with an offset and the user."""
 
 GREATEST_MS = 2**63 - 1
 """Greatest event time a click may carry."""
@@ -45,14 +50,17 @@ GREATEST_MS = 2**63 - 1
 _FLIP = bytes(255 - byte for byte in range(256))
 _U64 = struct.Struct(">Q")
 _ALL_ONES = 2**64 - 1
+_FORMAT_BYTE = bytes([FORMAT])
 _CLICKS_FROM = b"\x80"
 _CLICK = struct.Struct(">BBdB")  # format, carries an event id, weight, bytes of the event type
 _CLICK_SIZE = _CLICK.size
 _PROFILE = struct.Struct(">BQH")  # format, clicked_at_ms, bytes of the identity
-_MARK = struct.Struct(">Bq")  # format, accepted_at_ms
+_OLD_MARK = struct.Struct(">Bq")  # format, accepted_at_ms
 _DERIVED = struct.Struct(">Bqqq")  # format, last_activity_ms, activation, window_offset
 _NO_TIME = -1
 NO_LIST = -1
+NO_CLICK = 2**63 - 1
+"""Stands for the offset of a click, behind all of them."""
 NO_ACTIVATION = -1
 """Of a user whom no model version has refreshed since the erasure."""
 
@@ -162,26 +170,50 @@ def decode_profile(value: bytes) -> ProfileValue:
     return ProfileValue(clicked_at_ms, value[_PROFILE.size : end], _PROFILE_VALUE.decode(value[end:]))
 
 
-def mark_key(offset: int, user: bytes) -> bytes:
-    """Return the key of a dirty mark; a scan of the marks meets the oldest click first."""
-    return MARKS + _U64.pack(offset) + user
+def marks_key(number: int) -> bytes:
+    """Return the key of the dirty marks with this number; a scan meets them in the order they were written."""
+    return MARKS + _U64.pack(number)
 
 
-def decode_mark_key(key: bytes) -> tuple[int, bytes]:
-    """Return the offset and the user of a dirty mark."""
-    return int(_U64.unpack_from(key, 1)[0]), key[9:]
+def decode_marks_key(key: bytes) -> int:
+    """Return the number of dirty marks."""
+    return int(_U64.unpack_from(key, 1)[0])
 
 
-def encode_mark(accepted_at_ms: int | None) -> bytes:
-    """Return the value of a dirty mark; None is a record without a timestamp."""
-    return _MARK.pack(FORMAT, _NO_TIME if accepted_at_ms is None else accepted_at_ms)
+class Mark(NamedTuple):
+    """That a user is dirty: since the log accepted the click at *offset*, at *accepted_at_ms*."""
+
+    user_id: str
+    offset: int
+    """`NO_CLICK` where something else than a click makes the user dirty: no list that is out takes that away."""
+    accepted_at_ms: int | None
+    """None without a click, or of a record without a timestamp."""
 
 
-def decode_mark(value: bytes) -> int | None:
-    """Return when the log accepted the marked click; None where its record carried no timestamp."""
+_encode_marks = msgspec.msgpack.Encoder().encode
+_MARKS = msgspec.msgpack.Decoder(list[Mark])
+
+
+def encode_marks(marks: Sequence[Mark]) -> bytes:
+    """Return the value of the dirty marks of one write."""
+    return _FORMAT_BYTE + _encode_marks(marks)
+
+
+def decode_marks(value: bytes) -> list[Mark]:
+    """Return the marks that one write put.
+
+    Raises:
+        WindowDecodeError: the value has a format that this build doesn't read.
+    """
     _check_format(value)
-    accepted_at_ms = int(_MARK.unpack(value)[1])
-    return None if accepted_at_ms == _NO_TIME else accepted_at_ms
+    return _MARKS.decode(memoryview(value)[1:])
+
+
+def decode_old_mark(key: bytes, value: bytes) -> Mark:
+    """Return a mark of store format 2, which doesn't say what made the user dirty."""
+    _check_format(value)
+    accepted_at_ms = int(_OLD_MARK.unpack(value)[1])
+    return Mark(key[9:].decode(), NO_CLICK, None if accepted_at_ms == _NO_TIME else accepted_at_ms)
 
 
 class DerivedRow(NamedTuple):

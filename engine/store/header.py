@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rocksdict import Rdict
+from rocksdict import Rdict, WriteBatch
 
 from engine.errors import StoreFormatError
 from engine.settings import Settings
 from engine.store import codec
-from engine.store.rocksdb import read
+from engine.store.rocksdb import read, write
+from engine.store.scans import read_old_marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +35,42 @@ def stores_dir(settings: Settings) -> Path:
 
 
 def check_header(db: Rdict, path: Path, header: StoreHeader) -> None:
-    """Compare the store's header with *header*, which a new store is given.
+    """Compare the store's header with *header*, which a new store is given; a store of format 2 becomes one of 3.
 
     Raises:
         StoreFormatError: the store was written for another header.
-        DamagedStore: the block with the header can't be read.
+        DamagedStore: a block with the header or marks can't be read.
+        StoreNotWritten: RocksDB can't write.
     """
     stored = read(db, codec.HEADER_KEY, path=path)
     expected = asdict(header)
     if stored is None:
         db.put(codec.HEADER_KEY, json.dumps(expected).encode())
         return
-    found: Mapping[str, object] = json.loads(stored)
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise StoreFormatError(path, field=name, stored=found.get(name), expected=value, remedy=_remedy(name))
+    found: dict[str, object] = json.loads(stored)
+    name = first_difference(found, header)
+    if name is not None:
+        raise StoreFormatError(path, field=name, stored=found.get(name), expected=expected[name], remedy=_remedy(name))
+    if found["format"] == codec.FORMAT_OF_OLD_MARKS:
+        _rewrite_marks(db, path, expected)
+
+
+def first_difference(stored: Mapping[str, object], header: StoreHeader) -> str | None:
+    """Return the field that keeps a store with the header *stored* from being opened for *header*; None for none."""
+    readable = {"format": (codec.STORE_FORMAT, codec.FORMAT_OF_OLD_MARKS)}
+    return next(
+        (name for name, value in asdict(header).items() if stored.get(name) not in readable.get(name, (value,))), None
+    )
+
+
+def _rewrite_marks(db: Rdict, path: Path, header: Mapping[str, object]) -> None:
+    """Write the marks of format 2 as those of format 3, and the header with them."""
+    batch, old = WriteBatch(raw_mode=True), read_old_marks(db.iter())
+    if old:
+        batch.put(codec.marks_key(0), codec.encode_marks(old))
+        batch.delete_range(codec.OLD_MARKS, codec.AFTER_OLD_MARKS)
+    batch.put(codec.HEADER_KEY, json.dumps(header).encode())
+    write(db, batch, path=path)
 
 
 def _remedy(field_name: str) -> str:

@@ -1,13 +1,14 @@
 """The windows of one partition of `clicks`, in one RocksDB store.
 
 Third of the files one click passes through. Ingest writes: a micro-batch of clicks is one WriteBatch with the windows'
-clicks, the profile attributes, a dirty mark per user and the greatest applied offset, so a crash at any byte leaves a
-state that some prefix of the log explains. The refresh loop reads: it takes dirty users together with a view of the
-store as it is then, and settles them once their lists are acknowledged. Keys and values are laid out in `codec`.
+clicks, the profile attributes, the dirty marks of its users and the greatest applied offset, so a crash at any byte
+leaves a state that some prefix of the log explains. The refresh loop reads: it takes dirty users together with a view
+of the store as it is then, and settles them once their lists are acknowledged. Keys and values are laid out in `codec`.
 
-A click is one put and no read. A window is a scan of at most `max_clicks` entries, newest first, and as many negative
-ones; clicks behind those can never come back into the window and are deleted, a range at a time, once there are
-`max_clicks` of them. One batch in eight looks for them.
+A click is one put and no read. The marks of a micro-batch are one value, which goes with the last of its users; that
+the others were settled shows in their derived rows. A window is a scan of at most `max_clicks` entries, newest first,
+and as many negative ones; clicks behind those can never come back into the window and are deleted, a range at a time,
+once there are `max_clicks` of them. One batch in eight looks for them.
 
 Every method may be called from any thread. One lock guards the pending marks; it is held while a batch is written, so
 that the view of `take_dirty` always holds the clicks of the marks it takes.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -27,15 +28,25 @@ from rocksdict import Rdict, WriteBatch
 
 from engine.events import ClickEvent
 from engine.store import codec
-from engine.store.codec import CLICKS, DERIVED, NO_ACTIVATION, NO_LIST, PROFILES, DerivedRow, ProfileValue
+from engine.store.codec import (
+    CLICKS,
+    DERIVED,
+    NO_ACTIVATION,
+    NO_CLICK,
+    NO_LIST,
+    PROFILES,
+    DerivedRow,
+    Mark,
+    ProfileValue,
+)
 from engine.store.header import StoreHeader, check_header
 from engine.store.rocksdb import close, compact, copy, open_for_writing, read, scan_keys, write
 from engine.store.scans import (
     DirtyBatch,
     DirtyUser,
     KeyRange,
+    Marks,
     joined,
-    read_marks,
     read_offset,
     read_offset_of,
     scan_derived,
@@ -80,11 +91,16 @@ class PartitionStore:
         self._applied_offset = read_offset(db)
         stored = read(db, codec.ERASED_KEY, path=self._path)
         self._erased = (-1, "") if stored is None else codec.decode_erased(stored)
-        self._pending = OrderedDict(read_marks(db.iter()))  # by the user, the oldest mark first
+        marks = Marks(db.iter())
         self._refreshed: Counter[int] = Counter()  # users by the activation that refreshed them last
         self._lists: Counter[int] = Counter()  # of those the ones with a list
-        for _, row in scan_derived(db.iter()):
+        for user_id, row in scan_derived(db.iter()):
             self._count(row, +1)
+            marks.leave_out(user_id, row)
+        self._pending = OrderedDict(marks.pending())  # by the user, the oldest mark first
+        self._marked = marks.counts
+        """Of the marks on disk, by their number, how many were not settled yet."""
+        self._next_mark = max(self._marked, default=-1) + 1
         self._behind: deque[str] = deque()
         self._behind_activation: int | None = None
         self._outstanding: set[DirtyBatch] = set()
@@ -173,28 +189,39 @@ class PartitionStore:
             through = max(self._applied_offset, through_offset)
             if through >= 0:
                 batch.put(codec.OFFSET_KEY, codec.encode_offset(through))
-            write(self._db, batch, path=self._path)
-            self._pending.update(marks)
+            self._write_and_mark(batch, marks)
             self._applied_offset = through
             return len(fresh)
 
-    def _put_clicks(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> dict[str, DirtyUser]:
+    def _write_and_mark(self, batch: WriteBatch, marks: Sequence[Mark]) -> None:
+        """Write *batch* and in it *marks* of users who have none; those of one write are one value."""
+        number = self._next_mark
+        if marks:
+            batch.put(codec.marks_key(number), codec.encode_marks(marks))
+        write(self._db, batch, path=self._path)
+        if marks:
+            self._next_mark, self._marked[number] = number + 1, len(marks)
+            for user_id, _, accepted_at_ms in marks:
+                self._pending[user_id] = DirtyUser(user_id, accepted_at_ms, (number,))
+
+    def _put_clicks(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> list[Mark]:
         """Put each click, and mark each user once; one whose mark still waits needs no second, as refresh reads later.
 
         Runs once for every click there is: one loop, and no more objects than it must make.
         """
-        put, pending, marks = batch.put, self._pending, dict[str, DirtyUser]()
+        put, pending, marks = batch.put, self._pending, dict[str, Mark]()
         for logged in fresh:
             click = logged.click
             user_id = click.user_id
-            user = user_id.encode()
-            put(CLICKS + user + b"\x00" + codec.click_order(click), codec.encode_click(click))
+            put(CLICKS + user_id.encode() + b"\x00" + codec.click_order(click), codec.encode_click(click))
             if user_id not in pending and user_id not in marks:
-                offset, accepted_at_ms = logged.offset, logged.recorded_at_ms
-                known_at_ms = accepted_at_ms if accepted_at_ms >= 0 else None
-                marks[user_id] = DirtyUser(user_id, known_at_ms, (offset,))
-                put(codec.mark_key(offset, user), codec.encode_mark(known_at_ms))
-        return marks
+                accepted_at_ms = logged.recorded_at_ms
+                marks[user_id] = Mark(user_id, logged.offset, accepted_at_ms if accepted_at_ms >= 0 else None)
+        return [*marks.values()]
+
+    def _unmarked(self, user_ids: Iterable[str]) -> list[Mark]:
+        """Return marks for those of the users who have none, whatever they clicked."""
+        return [Mark(user_id, NO_CLICK, None) for user_id in dict.fromkeys(user_ids) if user_id not in self._pending]
 
     def _put_profiles(
         self,
@@ -258,26 +285,22 @@ class PartitionStore:
         with self._lock:
             assert not self._outstanding, "a refresh is under way"
             batch, at = WriteBatch(raw_mode=True), max(self._applied_offset, 0)
-            row, marks, held = DerivedRow(0, NO_ACTIVATION, at), dict[str, DirtyUser](), list[DerivedRow | None]()
+            row, held = DerivedRow(0, NO_ACTIVATION, at), list[DerivedRow | None]()
             for user_id in until:
                 user = user_id.encode()
                 for kind in (CLICKS, PROFILES):
                     batch.delete_range(codec.user_prefix(kind, user), codec.after_user(kind, user))
                 held.append(self._read_derived(user_id))
                 batch.put(DERIVED + user, codec.encode_derived(row))
-                if user_id not in self._pending:
-                    marks[user_id] = DirtyUser(user_id, None, (at,))
-                    batch.put(codec.mark_key(at, user), codec.encode_mark(None))
             for logged in newer:
                 click = logged.click
                 batch.put(_clicks_of(click.user_id) + codec.click_order(click), codec.encode_click(click))
             self._put_profiles(batch, [one for one in newer if one.click.profile], held_row=lambda _key: None)
             batch.put(codec.ERASED_KEY, codec.encode_erased(place, topic_id))
-            write(self._db, batch, path=self._path)
+            self._write_and_mark(batch, self._unmarked(until))
             for before in held:
                 self._count(before, -1)
                 self._count(row, +1)
-            self._pending.update(marks)
             self._erased = place, topic_id
 
     def compact(self, user_ids: Sequence[str]) -> None:
@@ -344,9 +367,10 @@ class PartitionStore:
         with self._lock:
             surplus = self._give_up(batch)
             changes = WriteBatch(raw_mode=True)
-            for user in batch.users:
-                for offset in user.marks:
-                    changes.delete(codec.mark_key(offset, user.user_id.encode()))
+            left = self._marked.copy()
+            left.subtract(number for user in batch.users for number in user.marks)
+            for number in [number for number, users in left.items() if not users]:
+                changes.delete(codec.marks_key(number))
             for start, end in surplus:
                 changes.delete_range(start, end)
             rows = [self._derive(done, batch.applied_offset) for done in refreshed]
@@ -356,6 +380,7 @@ class PartitionStore:
                 else:
                     changes.put(DERIVED + done.user_id.encode(), codec.encode_derived(row))
             write(self._db, changes, path=self._path)
+            self._marked = +left
             for held, row in rows:
                 self._count(held, -1)
                 self._count(row, +1)
@@ -392,12 +417,7 @@ class PartitionStore:
         with self._copying, self._lock:
             if self._is_closed:
                 return
-            at, batch = max(self._applied_offset, 0), WriteBatch(raw_mode=True)
-            marks = {user: DirtyUser(user, None, (at,)) for user in user_ids if user not in self._pending}
-            for user in marks:
-                batch.put(codec.mark_key(at, user.encode()), codec.encode_mark(None))
-            write(self._db, batch, path=self._path)
-            self._pending.update(marks)
+            self._write_and_mark(WriteBatch(raw_mode=True), self._unmarked(user_ids))
 
     def release(self, batch: DirtyBatch) -> None:
         """Offer the users of *batch* again, before all others: their lists were not published."""

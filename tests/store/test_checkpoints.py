@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from engine.errors import CheckpointsUnusable, ConfigError, DamagedCheckpoint
 from engine.store.checkpoints import UNNAMED_FOR_S, Checkpoint, Checkpoints
+from engine.store.codec import STORE_FORMAT
 from engine.store.header import StoreHeader
 from engine.store.scans import read_offset_of
 from engine.store.windows import LoggedClick, PartitionStore
@@ -209,7 +210,7 @@ def manifest_with(**changes: object) -> bytes:
         "partitions": 4,
         "partition": 2,
         "max_clicks": 3,
-        "format": 2,
+        "format": STORE_FORMAT,
     }
     fields = {"format": 1, "header": header, "applied_offset": 9, "created_at_ms": 1, "worker": "w", "files": [file]}
     return json.dumps(fields | changes).encode()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.errors import WindowDecodeError
 from engine.store import codec
-from engine.store.codec import DerivedRow, ProfileValue
+from engine.store.codec import DerivedRow, Mark, ProfileValue
 from tests.builders import make_click
 
 IDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40)
@@ -65,21 +65,21 @@ def test_stored_bytes_of_format_1_stay_what_they_are() -> None:
 
     assert codec.click_order(click).hex() == "fffffffffffffc179aceff"
     assert codec.encode_click(click) == b"\x01\x01" + struct.pack(">d", 2.5) + b"\x03buyi1"
-    assert codec.encode_mark(1_000) == b"\x01" + struct.pack(">q", 1_000)
-    assert codec.mark_key(7, b"u1") == b"d" + struct.pack(">Q", 7) + b"u1"
+    assert codec.encode_marks([Mark("u1", 7, None)]) == b"\x01\x91\x93\xa2u1\x07\xc0"
+    assert codec.marks_key(7) == b"m" + struct.pack(">Q", 7)
 
 
-@pytest.mark.parametrize("decode", [codec.decode_profile, codec.decode_mark, codec.decode_derived])
+@pytest.mark.parametrize("decode", [codec.decode_profile, codec.decode_marks, codec.decode_derived])
 def test_a_value_of_a_format_from_the_future_is_refused_by_number(decode: object) -> None:
     with pytest.raises(WindowDecodeError, match="format 9; this build reads 1"):
         decode(b"\x09" + bytes(30))  # type: ignore[operator]
 
 
-def test_profile_mark_and_derived_row_come_back_as_they_were() -> None:
+def test_profile_marks_and_derived_row_come_back_as_they_were() -> None:
     profile, derived = ProfileValue(5, "é".encode(), "FR"), DerivedRow(1, 2, 3)
 
     assert codec.decode_profile(codec.encode_profile(profile)) == profile
     assert codec.decode_profile(codec.encode_profile(profile._replace(value=2.5))).value == 2.5
     assert codec.decode_derived(codec.encode_derived(derived)) == derived
-    assert codec.decode_mark(codec.encode_mark(None)) is None
-    assert codec.decode_mark_key(codec.mark_key(2**40, b"u")) == (2**40, b"u")
+    assert codec.decode_marks(codec.encode_marks([Mark("é", 2**40, None)])) == [Mark("é", 2**40, None)]
+    assert codec.decode_marks_key(codec.marks_key(2**40)) == 2**40

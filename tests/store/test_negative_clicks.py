@@ -109,5 +109,5 @@ def test_a_store_of_format_1_is_refused_and_stays_as_it_was(tmp_path: Path) -> N
     wanted = type(HEADER)("c", "clicks", "t", 1, 0, 3)
 
     for _ in range(2):
-        with pytest.raises(StoreFormatError, match=r"has format 1, this process expects 2; .*let the log rebuild it"):
+        with pytest.raises(StoreFormatError, match=r"has format 1, this process expects 3; .*let the log rebuild it"):
             PartitionStore.open(tmp_path / "store", wanted)

@@ -179,58 +179,6 @@ def test_a_dirty_batch_reads_the_attributes_asked_for_however_many_there_are(
     store.settle(batch, [])
 
 
-def test_a_click_during_the_refresh_keeps_a_mark_of_its_own(store: PartitionStore) -> None:
-    apply(store, make_click(item_id="before"))
-    batch = store.take_dirty(10)
-    apply(store, make_click(item_id="meanwhile"))
-
-    store.settle(batch, [published("u1", 1, 1)])
-
-    assert settle_all(store) == ["u1"]
-    assert store.count_dirty() == 0
-
-
-def test_marks_not_settled_are_offered_again_after_a_restart(store: PartitionStore, tmp_path: Path) -> None:
-    apply(store, make_click(user_id="a"), make_click(user_id="b"))
-    store.take_dirty(1)
-    apply(store, make_click(user_id="a", item_id="i2"))
-
-    again = reopen(store, tmp_path)
-
-    batch = again.take_dirty(10)
-    assert [(user.user_id, user.accepted_at_ms, user.marks) for user in batch.users] == [
-        ("a", 1_000, (0, 2)),
-        ("b", 1_001, (1,)),
-    ]
-    again.settle(batch, [])
-    last = reopen(again, tmp_path)
-    assert last.count_dirty() == 0
-    last.close()
-
-
-def test_released_users_come_first_again_and_keep_the_older_time(store: PartitionStore) -> None:
-    apply(store, make_click(user_id="a"), make_click(user_id="b"), make_click(user_id="c"))
-    batch = store.take_dirty(2)
-    apply(store, make_click(user_id="b", item_id="i2"))
-
-    store.release(batch)
-
-    assert [(u.user_id, u.accepted_at_ms) for u in store.take_dirty(10).users] == [
-        ("a", 1_000),
-        ("b", 1_001),
-        ("c", 1_002),
-    ]
-
-
-def test_many_clicks_of_one_user_make_one_mark(store: PartitionStore, tmp_path: Path) -> None:
-    for at in range(50):
-        apply(store, make_click(clicked_at_ms=at))
-
-    again = reopen(store, tmp_path)
-    assert [user.marks for user in again.take_dirty(10).users] == [(0,)]
-    again.close()
-
-
 def test_lists_behind_the_model_are_swept_most_recently_active_first(store: PartitionStore) -> None:
     apply(store, *(make_click(user_id=user) for user in "abc"))
     batch = store.take_dirty(10)
@@ -388,7 +336,7 @@ def test_users_are_listed_once_each(store: PartitionStore) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("topic_id", "other"), ("partitions", 8), ("max_clicks", 4), ("format", 3)],
+    [("topic_id", "other"), ("partitions", 8), ("max_clicks", 4)],
 )
 def test_a_store_made_for_something_else_is_refused_by_name(
     store: PartitionStore, tmp_path: Path, field: str, value: object
