@@ -180,7 +180,7 @@ def decode_marks_key(key: bytes) -> int:
     return int(_U64.unpack_from(key, 1)[0])
 
 
-class Mark(NamedTuple):
+class Mark(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """That a user is dirty: since the log accepted the click at *offset*, at *accepted_at_ms*."""
 
     user_id: str

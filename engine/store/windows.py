@@ -201,8 +201,10 @@ class PartitionStore:
         write(self._db, batch, path=self._path)
         if marks:
             self._next_mark, self._marked[number] = number + 1, len(marks)
-            for user_id, _, accepted_at_ms in marks:
-                self._pending[user_id] = DirtyUser(user_id, accepted_at_ms, (number,))
+            numbers = (number,)
+            for mark in marks:
+                user_id = mark.user_id
+                self._pending[user_id] = DirtyUser(user_id, mark.accepted_at_ms, numbers)
 
     def _put_clicks(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> list[Mark]:
         """Put each click, and mark each user once; one whose mark still waits needs no second, as refresh reads later.
