@@ -277,15 +277,25 @@ class Ingest:
             return False
         owned.lag = max(owned.lag, len(batch.records))  # a batch may wait for the dead-letter topic for hours
         self._show_lag()
-        with _timed("decode"):
-            decoded = await self._in_thread(self._decode, batch, owned.store.applied_offset)
-        if decoded.rejected and not await self._unless_revoked(self._dead_letters.send(decoded.rejected)):
-            return False
-        through_offset = batch.records[-1].offset
-        with _timed("store"):
-            await self._in_thread(lambda: owned.store.apply(decoded.clicks, through_offset=through_offset))
+        decoded = await self._in_thread(self._take_in, batch, owned.store)
+        if decoded.rejected:
+            if not await self._unless_revoked(self._dead_letters.send(decoded.rejected)):
+                return False
+            await self._in_thread(self._write, batch, owned.store, decoded)
         _count(decoded)
         return True
+
+    def _take_in(self, batch: ClickBatch, store: PartitionStore) -> Decoded:
+        """Return what is in *batch*; it is in the store too, unless dead letters must be acknowledged before."""
+        with _timed("decode"):
+            decoded = self._decode(batch, store.applied_offset)
+        if not decoded.rejected:
+            self._write(batch, store, decoded)
+        return decoded
+
+    def _write(self, batch: ClickBatch, store: PartitionStore, decoded: Decoded) -> None:
+        with _timed("store"):
+            store.apply(decoded.clicks, through_offset=batch.records[-1].offset)
 
     def _decode(self, batch: ClickBatch, applied_offset: int) -> Decoded:
         decoded = Decoded()
