@@ -31,7 +31,8 @@ from engine.recaller import Recaller, Wishes
 from engine.served_items import ServedItems
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot
-from engine.store.scans import DirtyBatch, DirtyUser
+from engine.store.marks import DirtyUser
+from engine.store.scans import DirtyBatch
 from engine.store.windows import PartitionStore, Refreshed
 from engine.window import BehaviorWindow
 

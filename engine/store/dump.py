@@ -13,8 +13,9 @@ from engine.settings import Settings
 from engine.store import codec
 from engine.store.codec import DerivedRow
 from engine.store.header import stores_dir
+from engine.store.marks import StoredMarks, read_old_marks
 from engine.store.rocksdb import open_for_reading, read
-from engine.store.scans import Marks, read_offset, read_old_marks, scan_derived, scan_profile, scan_users, scan_window
+from engine.store.scans import read_offset, scan_derived, scan_profile, scan_users, scan_window
 
 
 def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
@@ -39,10 +40,10 @@ def dump_windows(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def _dump_store(db: Rdict, header: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     applied_offset, view = read_offset(db), db.iter()
-    marks, refreshed = Marks(db.iter()), dict(scan_derived(db.iter()))
+    marks, refreshed = StoredMarks(db.iter()), dict(scan_derived(db.iter()))
     for user_id, row in refreshed.items():
         marks.leave_out(user_id, row)
-    waiting = {*marks.pending(), *(mark.user_id for mark in read_old_marks(db.iter()))}
+    waiting = {user.user_id for user in marks.users()} | {mark.user_id for mark in read_old_marks(db.iter())}
     log = {name: header[name] for name in ("cluster_id", "topic_id", "partitions")}
     for user_id in scan_users(db.iter()):
         window, _ = scan_window(view, user_id, max_clicks=header["max_clicks"])

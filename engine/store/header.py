@@ -12,8 +12,8 @@ from rocksdict import Rdict, WriteBatch
 from engine.errors import StoreFormatError
 from engine.settings import Settings
 from engine.store import codec
+from engine.store.marks import read_old_marks
 from engine.store.rocksdb import read, write
-from engine.store.scans import read_old_marks
 
 
 @dataclass(frozen=True, slots=True)

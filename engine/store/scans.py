@@ -6,35 +6,21 @@ view of it, and reads one kind of the keys laid out in `codec`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 
-import msgspec
 from rocksdict import Rdict, RdictIter
 
 from engine.events import ClickEvent
 from engine.store import codec
-from engine.store.codec import CLICKS, DERIVED, MARKS, NO_ACTIVATION, OLD_MARKS, PROFILES, DerivedRow, Mark
+from engine.store.codec import CLICKS, DERIVED, PROFILES, DerivedRow
+from engine.store.marks import DirtyUser
 from engine.store.rocksdb import check_status, open_for_reading, read, read_value, scan, scan_keys
 from engine.window import BehaviorWindow, SeenRule, window_order
 
 KeyRange = tuple[bytes, bytes]
 """First key, and the first one behind."""
-
-
-class DirtyUser(msgspec.Struct, frozen=True, gc=False):
-    """A user whose list is due: `accepted_at_ms` is when the log accepted the oldest click that no list reflects yet.
-
-    None: no click waits (the list is only behind the model), or its record carried no timestamp.
-    """
-
-    user_id: str
-    accepted_at_ms: int | None
-    marks: tuple[int, ...] = ()
-    """Numbers of the marks on disk that the user is among."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,50 +81,6 @@ def read_offset_of(path: Path) -> int:
         return read_offset(db)
     finally:
         db.close()
-
-
-class Marks:
-    """Who is marked on disk; a mark stays there until all that were written with it are settled."""
-
-    def __init__(self, view: RdictIter) -> None:
-        """Read the marks that *view* shows."""
-        self.counts: Counter[int] = Counter()
-        """How many marks of each number are not left out."""
-        self._of_user: dict[str, list[tuple[int, Mark]]] = {}
-        for key, value in scan(view, MARKS):
-            number = codec.decode_marks_key(key)
-            for mark in codec.decode_marks(value):
-                self.counts[number] += 1
-                self._of_user.setdefault(mark.user_id, []).append((number, mark))
-
-    def leave_out(self, user_id: str, row: DerivedRow) -> None:
-        """Leave out the user's marks of clicks that a list reflects, as *row* says: they were settled."""
-        marks = self._of_user.get(user_id)
-        if marks is None or row.activation == NO_ACTIVATION:  # an erased user's list is still to be emptied
-            return
-        self.counts.subtract(number for number, mark in marks if mark.offset <= row.window_offset)
-        self._of_user[user_id] = [(number, mark) for number, mark in marks if mark.offset > row.window_offset]
-
-    def pending(self) -> dict[str, DirtyUser]:
-        """Return who waits, one entry a user, the oldest mark first."""
-        users = [
-            [DirtyUser(user_id, mark.accepted_at_ms, (number,)) for number, mark in marks]
-            for user_id, marks in self._of_user.items()
-            if marks
-        ]
-        users.sort(key=lambda marks: marks[0].marks)
-        return {marks[0].user_id: reduce(joined, marks) for marks in users}
-
-
-def read_old_marks(view: RdictIter) -> list[Mark]:
-    """Return the marks of a store in format 2, the oldest first."""
-    return [codec.decode_old_mark(key, value) for key, value in scan(view, OLD_MARKS)]
-
-
-def joined(older: DirtyUser, newer: DirtyUser) -> DirtyUser:
-    """Return one entry for the marks of both; the older one's time counts."""
-    accepted_at_ms = older.accepted_at_ms if older.accepted_at_ms is not None else newer.accepted_at_ms
-    return DirtyUser(older.user_id, accepted_at_ms, older.marks + newer.marks)
 
 
 def scan_derived(view: RdictIter) -> Iterator[tuple[str, DerivedRow]]:

@@ -5,20 +5,19 @@ clicks, the profile attributes, the dirty marks of its users and the greatest ap
 leaves a state that some prefix of the log explains. The refresh loop reads: it takes dirty users together with a view
 of the store as it is then, and settles them once their lists are acknowledged. Keys and values are laid out in `codec`.
 
-A click is one put and no read. The marks of a micro-batch are one value, which goes with the last of its users; that
-the others were settled shows in their derived rows. A window is a scan of at most `max_clicks` entries, newest first,
-and as many negative ones; clicks behind those can never come back into the window and are deleted, a range at a time,
-once there are `max_clicks` of them. One batch in eight looks for them.
+A click is one put and no read; who waits for a list is kept by `marks`. A window is a scan of at most `max_clicks`
+entries, newest first, and as many negative ones; clicks behind those can never come back into the window and are
+deleted, a range at a time, once there are `max_clicks` of them. One batch in eight looks for them.
 
-Every method may be called from any thread. One lock guards the pending marks; it is held while a batch is written, so
-that the view of `take_dirty` always holds the clicks of the marks it takes.
+Every method may be called from any thread. One lock guards who waits; it is held while a batch is written, so that the
+view of `take_dirty` always holds the clicks of the marks it takes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -28,25 +27,13 @@ from rocksdict import Rdict, WriteBatch
 
 from engine.events import ClickEvent
 from engine.store import codec
-from engine.store.codec import (
-    CLICKS,
-    DERIVED,
-    NO_ACTIVATION,
-    NO_CLICK,
-    NO_LIST,
-    PROFILES,
-    DerivedRow,
-    Mark,
-    ProfileValue,
-)
+from engine.store.codec import CLICKS, DERIVED, NO_ACTIVATION, NO_LIST, PROFILES, DerivedRow, Mark, ProfileValue
 from engine.store.header import StoreHeader, check_header
+from engine.store.marks import DirtyUser, StoredMarks, Waiting
 from engine.store.rocksdb import close, compact, copy, open_for_writing, read, scan_keys, write
 from engine.store.scans import (
     DirtyBatch,
-    DirtyUser,
     KeyRange,
-    Marks,
-    joined,
     read_offset,
     read_offset_of,
     scan_derived,
@@ -91,16 +78,13 @@ class PartitionStore:
         self._applied_offset = read_offset(db)
         stored = read(db, codec.ERASED_KEY, path=self._path)
         self._erased = (-1, "") if stored is None else codec.decode_erased(stored)
-        marks = Marks(db.iter())
+        marks = StoredMarks(db.iter())
         self._refreshed: Counter[int] = Counter()  # users by the activation that refreshed them last
         self._lists: Counter[int] = Counter()  # of those the ones with a list
         for user_id, row in scan_derived(db.iter()):
             self._count(row, +1)
             marks.leave_out(user_id, row)
-        self._pending = OrderedDict(marks.pending())  # by the user, the oldest mark first
-        self._marked = marks.counts
-        """Of the marks on disk, by their number, how many were not settled yet."""
-        self._next_mark = max(self._marked, default=-1) + 1
+        self._waiting = Waiting(marks)
         self._behind: deque[str] = deque()
         self._behind_activation: int | None = None
         self._outstanding: set[DirtyBatch] = set()
@@ -194,36 +178,25 @@ class PartitionStore:
             return len(fresh)
 
     def _write_and_mark(self, batch: WriteBatch, marks: Sequence[Mark]) -> None:
-        """Write *batch* and in it *marks* of users who have none; those of one write are one value."""
-        number = self._next_mark
-        if marks:
-            batch.put(codec.marks_key(number), codec.encode_marks(marks))
+        """Write *batch*, and in it *marks* of users who don't wait yet."""
+        self._waiting.put(batch, marks)
         write(self._db, batch, path=self._path)
-        if marks:
-            self._next_mark, self._marked[number] = number + 1, len(marks)
-            numbers = (number,)
-            for mark in marks:
-                user_id = mark.user_id
-                self._pending[user_id] = DirtyUser(user_id, mark.accepted_at_ms, numbers)
+        self._waiting.add(marks)
 
     def _put_clicks(self, batch: WriteBatch, fresh: Sequence[LoggedClick]) -> list[Mark]:
         """Put each click, and mark each user once; one whose mark still waits needs no second, as refresh reads later.
 
         Runs once for every click there is: one loop, and no more objects than it must make.
         """
-        put, pending, marks = batch.put, self._pending, dict[str, Mark]()
+        put, waiting, marks = batch.put, self._waiting, dict[str, Mark]()
         for logged in fresh:
             click = logged.click
             user_id = click.user_id
             put(CLICKS + user_id.encode() + b"\x00" + codec.click_order(click), codec.encode_click(click))
-            if user_id not in pending and user_id not in marks:
+            if user_id not in marks and user_id not in waiting:
                 accepted_at_ms = logged.recorded_at_ms
                 marks[user_id] = Mark(user_id, logged.offset, accepted_at_ms if accepted_at_ms >= 0 else None)
         return [*marks.values()]
-
-    def _unmarked(self, user_ids: Iterable[str]) -> list[Mark]:
-        """Return marks for those of the users who have none, whatever they clicked."""
-        return [Mark(user_id, NO_CLICK, None) for user_id in dict.fromkeys(user_ids) if user_id not in self._pending]
 
     def _put_profiles(
         self,
@@ -299,7 +272,7 @@ class PartitionStore:
                 batch.put(_clicks_of(click.user_id) + codec.click_order(click), codec.encode_click(click))
             self._put_profiles(batch, [one for one in newer if one.click.profile], held_row=lambda _key: None)
             batch.put(codec.ERASED_KEY, codec.encode_erased(place, topic_id))
-            self._write_and_mark(batch, self._unmarked(until))
+            self._write_and_mark(batch, self._waiting.marks_for(until))
             for before in held:
                 self._count(before, -1)
                 self._count(row, +1)
@@ -322,7 +295,7 @@ class PartitionStore:
 
     def count_dirty(self) -> int:
         """Return how many users wait for a refresh, those in batches not yet settled left out."""
-        return len(self._pending)
+        return len(self._waiting)
 
     def count_lists(self, activation: int) -> tuple[int, int]:
         """Return how many users with a list *activation* refreshed last, and how many have a list at all."""
@@ -337,9 +310,7 @@ class PartitionStore:
     def take_dirty(self, limit: int) -> DirtyBatch:
         """Take at most *limit* dirty users, the one with the oldest waiting click first."""
         with self._lock:
-            taken = min(limit, len(self._pending))
-            users = [self._pending.popitem(last=False)[1] for _ in range(taken)]
-            return self._new_batch(users)
+            return self._new_batch(self._waiting.take(limit))
 
     def take_behind(self, activation: int, limit: int) -> DirtyBatch:
         """Take at most *limit* users whom another activation refreshed last, the most recently active first.
@@ -369,10 +340,7 @@ class PartitionStore:
         with self._lock:
             surplus = self._give_up(batch)
             changes = WriteBatch(raw_mode=True)
-            left = self._marked.copy()
-            left.subtract(number for user in batch.users for number in user.marks)
-            for number in [number for number, users in left.items() if not users]:
-                changes.delete(codec.marks_key(number))
+            left = self._waiting.delete(changes, batch.users)
             for start, end in surplus:
                 changes.delete_range(start, end)
             rows = [self._derive(done, batch.applied_offset) for done in refreshed]
@@ -382,7 +350,7 @@ class PartitionStore:
                 else:
                     changes.put(DERIVED + done.user_id.encode(), codec.encode_derived(row))
             write(self._db, changes, path=self._path)
-            self._marked = +left
+            self._waiting.settle(left)
             for held, row in rows:
                 self._count(held, -1)
                 self._count(row, +1)
@@ -419,16 +387,13 @@ class PartitionStore:
         with self._copying, self._lock:
             if self._is_closed:
                 return
-            self._write_and_mark(WriteBatch(raw_mode=True), self._unmarked(user_ids))
+            self._write_and_mark(WriteBatch(raw_mode=True), self._waiting.marks_for(user_ids))
 
     def release(self, batch: DirtyBatch) -> None:
         """Offer the users of *batch* again, before all others: their lists were not published."""
         with self._lock:
             self._give_up(batch)
-            for user in reversed([user for user in batch.users if user.marks]):
-                newer = self._pending.get(user.user_id)
-                self._pending[user.user_id] = user if newer is None else joined(user, newer)
-                self._pending.move_to_end(user.user_id, last=False)
+            self._waiting.give_back([user for user in batch.users if user.marks])
             self._behind.extendleft(user.user_id for user in reversed(batch.users) if not user.marks)
 
     def _new_batch(self, users: Sequence[DirtyUser]) -> DirtyBatch:
