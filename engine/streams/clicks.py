@@ -29,15 +29,13 @@ from engine.log.partitioning import partitions_of
 from engine.settings import Settings
 from engine.store.recovery import Bounds, Recovery
 from engine.store.windows import LoggedClick, PartitionStore
-from engine.streams.batches import ClickBatch, KafkaRecord
+from engine.streams.batches import BATCH_RECORDS, ClickBatch, KafkaRecord
 from engine.streams.checkpointing import Checkpointer, header_of
 from engine.streams.dead_letters import DeadLetters, Rejected
 from engine.streams.erasing import Eraser
 
-FEW_RECORDS = 500
-"""A fetch of fewer means that reading keeps up with the log."""
-REST_S = 0.1
-"""How long it then leaves the interpreter to a refresh that doesn't keep up."""
+REST_S = 0.2
+"""How long intake leaves the interpreter to a refresh that doesn't keep up."""
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")
@@ -259,12 +257,12 @@ class Ingest:
         self._show_lag()
 
     async def rest(self, taken: int) -> None:
-        """Wait a moment where the fetch brought few records, *taken*, and the refresh has enough to do without them.
+        """Wait a moment where the fetch of *taken* records was not full and the refresh has enough to do without them.
 
         A click that comes meanwhile would only stand at the end of the queue, and a fetch of a few clicks costs the
         interpreter about as much as one of hundreds.
         """
-        if taken < FEW_RECORDS and self._refresh.is_behind():
+        if taken < BATCH_RECORDS and self._refresh.is_behind():
             await asyncio.sleep(REST_S)
 
     def _show_lag(self) -> None:

@@ -19,8 +19,8 @@ from engine.settings import Settings
 from engine.store.header import StoreHeader
 from engine.store.recovery import Bounds
 from engine.store.windows import PartitionStore
-from engine.streams.batches import ClickBatch
-from engine.streams.clicks import FEW_RECORDS, Ingest
+from engine.streams.batches import BATCH_RECORDS, ClickBatch
+from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
 from engine.window import SeenRule
 from tests.builders import NOON_MS, make_click
@@ -425,7 +425,7 @@ async def test_a_batch_that_waits_for_the_dead_letter_topic_is_lag(bench: Bench)
 
 @pytest.mark.parametrize(
     ("has_enough", "taken", "rests"),
-    [(True, FEW_RECORDS - 1, True), (True, FEW_RECORDS, False), (False, 1, False)],
+    [(True, BATCH_RECORDS - 1, True), (True, BATCH_RECORDS, False), (False, 1, False)],
     ids=["few clicks for a busy refresh", "behind the log", "refresh keeps up"],
 )
 async def test_intake_rests_only_while_its_clicks_could_not_be_refreshed_anyway(
