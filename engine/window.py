@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import msgspec
+
 from engine.events import ClickEvent
 from engine.settings import Settings
 
@@ -54,8 +56,7 @@ class SeenRule:
         return tuple(dict.fromkeys(click.item_id for click in reversed(counted) if click.clicked_at_ms >= oldest_ms))
 
 
-@dataclass(frozen=True, slots=True)
-class BehaviorWindow:
+class BehaviorWindow(msgspec.Struct, frozen=True, gc=False):
     """One user's kept clicks, oldest first; ties are ordered by identity, bytewise, then negative clicks come last."""
 
     clicks: tuple[ClickEvent, ...] = ()

@@ -75,9 +75,13 @@ def after_user(kind: bytes, user: bytes) -> bytes:
     return kind + user + b"\x01"
 
 
-def first_click(user: bytes) -> bytes:
-    """Return the first key that a click of this user which is not negative may have; the negative ones lie before."""
-    return user_prefix(CLICKS, user) + _CLICKS_FROM
+def clicks_range(user: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return where the keys of this user's clicks begin, where those of clicks that aren't negative do, and their end.
+
+    The first is the user's prefix, too.
+    """
+    start = CLICKS + user
+    return start + b"\x00", start + b"\x00" + _CLICKS_FROM, start + b"\x01"
 
 
 def encode_offset(offset: int) -> bytes:

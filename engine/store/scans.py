@@ -112,8 +112,7 @@ def scan_window(
     Surplus counts once there are `max_clicks` of it: each range deleted costs the scans that pass it. Without
     *looks_behind* none is looked for, and a full window costs no look at what lies behind it.
     """
-    user = user_id.encode()
-    prefix, first, after = codec.user_prefix(CLICKS, user), codec.first_click(user), codec.after_user(CLICKS, user)
+    prefix, first, after = codec.clicks_range(user_id.encode())
     view.seek(prefix)
     key = view.key()
     if key is None or key >= first:  # as of nearly everybody: no negative click

@@ -189,10 +189,11 @@ class PartitionStore:
         Runs once for every click there is: one loop, and no more objects than it must make.
         """
         put, waiting, marks = batch.put, self._waiting, dict[str, Mark]()
+        order_of, value_of = codec.click_order, codec.encode_click
         for logged in fresh:
             click = logged.click
             user_id = click.user_id
-            put(CLICKS + user_id.encode() + b"\x00" + codec.click_order(click), codec.encode_click(click))
+            put(CLICKS + user_id.encode() + b"\x00" + order_of(click), value_of(click))
             if user_id not in marks and user_id not in waiting:
                 accepted_at_ms = logged.recorded_at_ms
                 marks[user_id] = Mark(user_id, logged.offset, accepted_at_ms if accepted_at_ms >= 0 else None)
