@@ -113,15 +113,21 @@ def click_order(click: ClickEvent) -> bytes:
 
 def encode_click(click: ClickEvent) -> bytes:
     """Return the value of a click: what its key does not say."""
-    if click.event_id is None:
-        return _click_head(False, click.event_type, click.weight)
-    return _click_head(True, click.event_type, click.weight) + click.item_id.encode()
+    has_event_id = click.event_id is not None
+    if click.weight == 1.0 and click.event_type == "click":  # nearly all of them, and a look-up takes longer
+        head = _PLAIN_HEADS[has_event_id]
+    else:
+        head = _click_head(has_event_id, click.event_type, click.weight)
+    return head + click.item_id.encode() if has_event_id else head
 
 
 @lru_cache(maxsize=1_000)  # clicks come in few types and weights
 def _click_head(has_event_id: bool, event_type: str, weight: float) -> bytes:
     name = event_type.encode()
     return _CLICK.pack(FORMAT, has_event_id, weight, len(name)) + name
+
+
+_PLAIN_HEADS = _click_head(False, "click", 1.0), _click_head(True, "click", 1.0)
 
 
 def decode_click(user_id: str, order: bytes, value: bytes) -> ClickEvent:
