@@ -39,6 +39,7 @@ from engine.log import Epoch
 from engine.log.epoch import read_epoch
 from engine.settings import Settings
 from engine.store.recovery import Bounds
+from engine.streams.decompression import bare
 
 FAUST_VERSION, AIOKAFKA_VERSION = "0.15.3", "0.14.0"
 """The versions whose internals this module was written against."""
@@ -113,6 +114,7 @@ class _BatchThread(driver.AIOKafkaConsumerThread):
             partition_assignment_strategy=[RoundRobinPartitionAssignor],
             enable_auto_commit=False,
             auto_offset_reset="none",
+            key_deserializer=bare,
             isolation_level="read_committed",
             max_poll_records=BATCH_RECORDS,
             # Back-pressure may hold the agent for as long as the dead-letter topic is down.

@@ -18,7 +18,7 @@ from engine.store.header import stores_dir
 from engine.store.rocksdb import open_for_reading
 from engine.store.scans import read_offset
 from engine.streams import app
-from engine.streams.decompression import bound_decompression
+from engine.streams.decompression import bare, bound_decompression
 
 CODECS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 BOMB = bytes(64 * 2**20)
@@ -64,6 +64,24 @@ def test_a_batch_comes_out_as_it_went_in(codec: str) -> None:
     records = fetched(batch_of(codec, *values, offset=0))
 
     assert [record.value for record in records] == values
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_bare_records_are_the_copies_without_topic_and_partition(codec: str) -> None:
+    content, place = batch_of(codec, *(b"click %d" % number for number in range(50)), offset=17), TopicPartition("c", 3)
+
+    copies, bare_ones = (
+        list(fetcher.PartitionRecords(place, MemoryRecords(content), [], 20, by, None, True, READ_COMMITTED))
+        for by in (None, bare)
+    )
+
+    def read(records: list[Any]) -> list[tuple[Any, ...]]:
+        return [(r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records]
+
+    assert read(bare_ones) == read(copies)
+    assert [record.offset for record in bare_ones] == list(range(20, 67))
+    assert not hasattr(bare_ones[0], "topic")
+    assert bare(b"u1") == b"u1"
 
 
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
