@@ -4,7 +4,7 @@ The only place that touches Faust's internals and its aiokafka driver (docs/deci
 
 - **Intake.** Faust makes two tasks for every message, about 14,000 a second on a core; a batch takes that path once.
   The next fetch waits until the batch is applied and the intake asks for more, so what is in memory is bounded by one
-  fetch.
+  fetch. Its records are those that aiokafka read, without a copy of each.
 - **Positions.** Faust seeks to committed offsets. Here the seek is the engine's: `Intake.start_positions` names the
   next offset of each partition, from its store. Nothing ever resets a position by itself: a gap is an error.
 - **Commits.** Offsets are committed behind the store's writes and only for lag monitors; a failed one is a log line.
