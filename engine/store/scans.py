@@ -137,14 +137,17 @@ def _read_newest(
 
     That is the distinct items that *seen* still counts, and the range of the clicks that nobody needs.
     """
-    kept: list[ClickEvent] = []
+    orders: list[bytes] = []
+    values: list[bytes] = []
     while (key := view.key()) is not None and key < end:  # most of a refresh's reading is this loop
-        if len(kept) == max_clicks:
+        if len(orders) == max_clicks:
             break
-        kept.append(codec.decode_click(user_id, key[prefix_size:], view.value()))
-        if len(kept) == max_clicks and seen is None and not looks_behind:
-            return kept, (), []  # a step further may pass ten thousands of deleted clicks
+        orders.append(key[prefix_size:])
+        values.append(view.value())
+        if len(orders) == max_clicks and seen is None and not looks_behind:
+            return codec.decode_clicks(user_id, orders, values), (), []  # the next may be behind thousands of deleted
         view.next()
+    kept = codec.decode_clicks(user_id, orders, values)
     behind: dict[str, None] = {}
     if seen is not None and kept:
         oldest_ms, left = kept[0].clicked_at_ms - seen.within_ms, seen.max_clicks - len(kept)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import WindowDecodeError
+from engine.events import ClickEvent
 from engine.store import codec
 from engine.store.codec import DerivedRow, Mark, ProfileValue
 from tests.builders import make_click
@@ -36,6 +37,33 @@ def test_a_click_comes_back_as_it_was(
     stored = codec.decode_click("u1", codec.click_order(click), codec.encode_click(click))
 
     assert stored == click
+
+
+PLAIN = st.builds(make_click, item_id=IDS, clicked_at_ms=TIMES, event_id=IDS)
+ANY = PLAIN | st.builds(
+    make_click,
+    item_id=IDS,
+    clicked_at_ms=TIMES,
+    event_id=st.none() | IDS,
+    event_type=st.sampled_from(["click", "hide", "buy"]),
+    weight=st.sampled_from([1.0, 2.0]),
+)
+
+
+@given(clicks=st.lists(PLAIN, max_size=12) | st.lists(ANY, max_size=12))
+def test_many_clicks_come_back_as_each_does(clicks: list[ClickEvent]) -> None:
+    orders, values = [*map(codec.click_order, clicks)], [*map(codec.encode_click, clicks)]
+
+    assert codec.decode_clicks("u1", orders, values) == clicks
+
+
+def test_a_format_of_a_newer_build_is_refused_among_many_clicks_too() -> None:
+    clicks = [make_click(clicked_at_ms=at, event_id=f"e{at}") for at in range(20)]
+    orders, values = [*map(codec.click_order, clicks)], [*map(codec.encode_click, clicks)]
+    values[11] = bytes([codec.FORMAT + 1]) + values[11][1:]
+
+    with pytest.raises(WindowDecodeError):
+        codec.decode_clicks("u1", orders, values)
 
 
 @given(negative=st.tuples(TIMES, IDS), positive=st.tuples(TIMES, IDS))
