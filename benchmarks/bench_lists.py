@@ -74,13 +74,12 @@ def weigh(shop: Shop, snapshot: ServingSnapshot, size: int) -> dict[str, float]:
         found = shop.model.interests([UserInput(window) for window in windows])
         lists = recaller.recall(users, found, [Wishes(set(window)) for window in windows])
         made = time.perf_counter() - began_s
+        summaries = summarize_interests(found.routing_weights, found.mask, windows)
         whole = [
             RecallList(
                 user_id=user,
                 items=items,
-                interests=summarize_interests(
-                    found.routing_weights[at], windows[at], found.mask[at].nonzero()[0].tolist()
-                ),
+                interests=summaries[at],
                 window=describe_window(window_of(user, windows[at])),
                 as_of_ms=NOON_MS,
                 accepted_at_ms=NOON_MS,

@@ -64,7 +64,7 @@ class AdHocLists(ListMaker):
             blocked |= ~self._items.mask(self._catalog.items_in(keep.category))
         vectors, limits = interests.vectors[0][interests.mask[0]], ListLimits.of(self._settings)
         items = self._best(vectors, numbers, blocked, limits, wishes)
-        return self._describe(behavior, items, interests, 0, numbers)
+        return self._describe(behavior, items, self._summarize([behavior], interests)[0])
 
     def recall_without(
         self, window: BehaviorWindow, profile: Profile, clicks: Sequence[ClickEvent], *, reach: int
@@ -102,14 +102,14 @@ class AdHocLists(ListMaker):
         return self._best(self._index.vectors[row : row + 1], [0], blocked, limits, Wishes(()))
 
     def _behave(self, window: BehaviorWindow, profile: Profile, *, undone: ClickEvent | None = None) -> Behavior:
+        standing = [click for click in self._standing(window.clicks) if click is not undone]
         return Behavior(
             user_id="",
             accepted_at_ms=None,
             window_offset=-1,
             window=window,
-            standing=[
-                click for click in window.clicks if click is not undone and not self._catalog.is_removed(click.item_id)
-            ],
+            standing=standing,
+            item_ids=[click.item_id for click in standing],
             profile=profile,
             has_list=False,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 import structlog
@@ -87,6 +87,10 @@ class Catalog:
     def is_removed(self, item_id: str) -> bool:
         """Return True for an item whose last record removed it."""
         return item_id in self._removed
+
+    def removed_among(self, item_ids: Iterable[str]) -> set[str]:
+        """Return those of *item_ids* whose last record removed them."""
+        return self._removed.intersection(item_ids)
 
     def unavailable_ids(self) -> frozenset[str]:
         """Return the items that are removed or not available, as they are now; any thread may call this."""

@@ -26,7 +26,14 @@ from engine.log import Message
 from engine.log.publisher import MAX_MESSAGE_BYTES
 from engine.logs import user_tag
 from engine.model import InterestModel, Interests, UserInput
-from engine.recall import RankedItem, RecallList, describe_window, encode_list, summarize_interests
+from engine.recall import (
+    InterestSummary,
+    RankedItem,
+    RecallList,
+    describe_window,
+    encode_list,
+    summarize_interests,
+)
 from engine.recaller import Recaller, Wishes
 from engine.served_items import ServedItems
 from engine.settings import Settings
@@ -93,13 +100,15 @@ class Behavior:
     window: BehaviorWindow
     standing: Sequence[ClickEvent]
     """The window without its clicks on removed items: what interests are made of, and what their positions count."""
+    item_ids: Sequence[str]
+    """Of the standing clicks."""
     profile: Mapping[str, str | float]
     has_list: bool
 
     def to_input(self) -> UserInput:
         """Return the behavior in the model's words."""
         return UserInput(
-            item_ids=[click.item_id for click in self.standing],
+            item_ids=self.item_ids,
             weights=[click.weight for click in self.standing],
             profile=self.profile,
             event_types=[click.event_type for click in self.standing],
@@ -196,19 +205,26 @@ class ListMaker:
 
     def _read(self, batch: DirtyBatch, user: DirtyUser) -> Behavior:
         window = batch.read_window(user.user_id)
+        standing = self._standing(window.clicks)
         return Behavior(
             user_id=user.user_id,
             accepted_at_ms=user.accepted_at_ms,
             window_offset=batch.applied_offset,
             window=window,
-            standing=[click for click in window.clicks if not self._catalog.is_removed(click.item_id)],
+            standing=standing,
+            item_ids=[click.item_id for click in standing],
             profile=batch.read_profile(user.user_id, self._attributes),
             has_list=batch.has_list(user.user_id),
         )
 
+    def _standing(self, clicks: Sequence[ClickEvent]) -> Sequence[ClickEvent]:
+        """Return those of *clicks* whose items were not removed."""
+        removed = self._catalog.removed_among([click.item_id for click in clicks])
+        return [click for click in clicks if click.item_id not in removed] if removed else clicks
+
     def _conclude(self, behavior: Behavior, made: MadeList | None) -> Outcome:
         last_activity_ms = behavior.window.newest_ms or 0
-        known = sum(click.item_id in self._known_items for click in behavior.standing)
+        known = sum(map(self._known_items.__contains__, behavior.item_ids))
         return Outcome(
             Refreshed(
                 behavior.user_id,
@@ -233,12 +249,13 @@ class ListMaker:
         keys = self._keys(behaviors)
         found = self._recaller.recall(keys, interests, [self._wishes(behavior) for behavior in behaviors])
         lists: list[RecallList | None] = []
-        for place, (behavior, items) in enumerate(zip(behaviors, found, strict=True)):
-            numbers = np.flatnonzero(interests.mask[place]).tolist()
-            is_due = bool(numbers) or behavior.has_list
-            lists.append(self._describe(behavior, items, interests, place, numbers) if is_due else None)
+        for key, behavior, items, summaries in zip(
+            keys, behaviors, found, self._summarize(behaviors, interests), strict=True
+        ):
+            is_due = bool(summaries) or behavior.has_list
+            lists.append(self._describe(behavior, items, summaries) if is_due else None)
             if not behavior.window.clicks:
-                self._recaller.forget(keys[place])
+                self._recaller.forget(key)
         return lists
 
     def _keys(self, behaviors: Sequence[Behavior]) -> list[str]:
@@ -248,21 +265,21 @@ class ListMaker:
     def _wishes(self, behavior: Behavior) -> Wishes:
         return Wishes.of(behavior.window, behavior.standing, exclude_seen=self._settings.exclude_seen)
 
+    def _summarize(self, behaviors: Sequence[Behavior], interests: Interests) -> list[list[InterestSummary]]:
+        """Return what explains each user's interests in use."""
+        item_ids = [
+            [behavior.item_ids[at] for at in positions if at >= 0]
+            for behavior, positions in zip(behaviors, interests.positions.tolist(), strict=True)
+        ]
+        return summarize_interests(interests.routing_weights, interests.mask, item_ids)
+
     def _describe(
-        self,
-        behavior: Behavior,
-        items: Sequence[RankedItem],
-        interests: Interests,
-        place: int,
-        numbers: Sequence[int],
+        self, behavior: Behavior, items: Sequence[RankedItem], summaries: Sequence[InterestSummary]
     ) -> RecallList:
-        positions = interests.positions[place]
-        routed = positions >= 0
-        item_ids = [behavior.standing[position].item_id for position in positions[routed].tolist()]
         return RecallList(
             user_id=behavior.user_id,
             items=items,
-            interests=summarize_interests(interests.routing_weights[place][routed], item_ids, numbers),
+            interests=summaries,
             window=describe_window(behavior.window),
             seen=behavior.window.seen or UNSET,
             as_of_ms=behavior.window.newest_ms,

@@ -19,6 +19,7 @@ from engine import metrics
 from engine.ann.negative import push_down
 from engine.ann.pooled import Found, PooledSearch, score_by_best
 from engine.ann.pools import CandidatePools
+from engine.event_types import NEGATIVE_EVENT_TYPES
 from engine.events import ClickEvent
 from engine.model import Interests
 from engine.recall import Candidates, ListLimits, RankedItem, merge_many
@@ -53,9 +54,9 @@ class Wishes:
         unwanted = {click.item_id for click in window.clicks if exclude_seen or click.is_negative}
         if exclude_seen:
             unwanted.update(window.seen)
-        negative = {click.item_id for click in standing if click.is_negative}
-        if not negative:
+        if NEGATIVE_EVENT_TYPES.isdisjoint([click.event_type for click in standing]):
             return cls(unwanted)
+        negative = {click.item_id for click in standing if click.is_negative}
         return cls(unwanted, negative, {click.item_id for click in standing} - negative)
 
 

@@ -219,35 +219,47 @@ def test_list_keeps_the_interest_numbers_it_was_given() -> None:
 
 
 def test_interest_weights_are_shares_of_the_routing_mass() -> None:
-    weights = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32)
+    weights = np.array([[[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]], dtype=np.float32)
 
-    summaries = summarize_interests(weights, ["a", "b", "c", "d"], [0, 1])
+    [summaries] = summarize_interests(weights, np.array([[True, True]]), ["abcd"])
 
     assert [summary.weight for summary in summaries] == [0.75, 0.25]
 
 
 def test_interest_names_its_five_heaviest_clicks_newest_first_among_equals() -> None:
-    weights = np.array([[0.1], [0.9], [0.5], [0.5], [0.2], [0.3]], dtype=np.float32)
+    weights = np.array([[[0.1], [0.9], [0.5], [0.5], [0.2], [0.3]]], dtype=np.float32)
 
-    (summary,) = summarize_interests(weights, ["a", "b", "c", "d", "e", "f"], [0])
+    [[summary]] = summarize_interests(weights, np.array([[True]]), ["abcdef"])
 
     assert [click.item_id for click in summary.clicks] == ["b", "d", "c", "f", "e"]
 
 
 def test_item_clicked_twice_is_named_once_in_an_interest() -> None:
-    weights = np.array([[0.2], [0.6]], dtype=np.float32)
+    weights = np.array([[[0.2], [0.6]]], dtype=np.float32)
 
-    (summary,) = summarize_interests(weights, ["a", "a"], [0])
+    [[summary]] = summarize_interests(weights, np.array([[True]]), ["aa"])
 
     assert [(click.item_id, click.weight) for click in summary.clicks] == [("a", 0.6)]
 
 
 def test_unused_interests_are_not_summarized() -> None:
-    weights = np.array([[0.6, 0.1, 0.3]], dtype=np.float32)
+    weights = np.array([[[0.6, 0.1, 0.2]]], dtype=np.float32)
 
-    summaries = summarize_interests(weights, ["a"], [0, 2])
+    [summaries] = summarize_interests(weights, np.array([[True, False, True]]), ["a"])
 
-    assert [summary.interest for summary in summaries] == [0, 2]
+    assert [(summary.interest, summary.weight) for summary in summaries] == [(0, 0.75), (2, 0.25)]
+
+
+def test_who_else_is_summarized_changes_nothing() -> None:
+    weights = np.array([[[9.0, 9.0], [0.5, 0.25], [0.5, 0.0]], [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]], dtype=np.float32)
+    mask, item_ids = np.array([[True, True], [True, False]]), ["yz", "abc"]
+
+    first, second = summarize_interests(weights, mask, item_ids)
+
+    assert [first] == summarize_interests(weights[:1, 1:], mask[:1], item_ids[:1])
+    assert [second] == summarize_interests(weights[1:], mask[1:], item_ids[1:])
+    assert [click.item_id for click in first[1].clicks] == ["y", "z"]
+    assert [click.item_id for click in second[0].clicks] == ["a", "c", "b"]
 
 
 # --- the contract's JSON
@@ -258,7 +270,7 @@ def a_list() -> RecallList:
     return RecallList(
         user_id="u1",
         items=[RankedItem("i2", 0.5, 0)],
-        interests=summarize_interests(np.ones((1, 1), dtype=np.float32), ["i1"], [0]),
+        interests=summarize_interests(np.ones((1, 1, 1), dtype=np.float32), np.array([[True]]), [["i1"]])[0],
         window=describe_window(window),
         as_of_ms=NOON_MS,
         accepted_at_ms=NOON_MS + 1,

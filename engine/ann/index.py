@@ -137,15 +137,15 @@ def top_places(scores: Vectors, k: int) -> Rows:
 def score(vectors: Vectors, interests: Vectors, rows: Rows) -> Vectors:
     """Return the (Q, k) inner products of interests (Q, D) with the items at *rows* (Q, k); -inf where a row is -1.
 
-    Summed by einsum, whose answer for an item doesn't depend on what stands beside it: a matrix product's does, in the
-    last bits, and items with equal vectors would be told apart.
+    Each is a product of two vectors of its own, whose sum doesn't depend on what stands beside it: a matrix product's
+    does, in the last bits, and items with equal vectors would be told apart.
     """
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     if not len(vectors):
         return scores
     for start in range(0, len(rows), _QUERIES_AT_ONCE):
         part = slice(start, start + _QUERIES_AT_ONCE)
-        scores[part] = np.einsum("qkd,qd->qk", vectors.take(rows[part], axis=0), interests[part])
+        np.vecdot(vectors.take(rows[part], axis=0), interests[part, None], out=scores[part])
     scores[(rows == NO_ROW) | np.isnan(scores)] = -np.inf
     return scores
 

@@ -139,7 +139,7 @@ class PooledSearch:
 def score_by_best(items: Vectors, vectors: Vectors, used: npt.NDArray[np.bool_], rows: Rows) -> tuple[Vectors, Rows]:
     """Return the (B, M) greatest inner products over the interests in use, and whose they are, the lowest of equals.
 
-    As in `index.score`, einsum keeps the sum of one item free of what stands beside it.
+    As in `index.score`, the sum of one item doesn't depend on what stands beside it.
 
     Args:
         items: (N, D) float32.
@@ -154,7 +154,7 @@ def score_by_best(items: Vectors, vectors: Vectors, used: npt.NDArray[np.bool_],
         gathered = items.take(rows[part], axis=0)  # (U, M, D), which stay in the cache for all interests
         scores = np.full((len(gathered), used.shape[1], rows.shape[1]), -np.inf, dtype=np.float32)
         for slot in np.flatnonzero(used[part].any(axis=0)).tolist():
-            np.einsum("umd,ud->um", gathered, vectors[part, slot], out=scores[:, slot])
+            np.vecdot(gathered, vectors[part, slot, None], out=scores[:, slot])
         scores[~used[part]] = -np.inf
         scores.argmax(axis=1, out=slots[part])
         scores.max(axis=1, out=best[part])
