@@ -1,23 +1,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from engine.store.codec import DerivedRow
 from engine.store.windows import LoggedClick, PartitionStore, Refreshed
 from engine.window import BehaviorWindow
 from tests.builders import make_click
-from tests.store.test_windows import HEADER, apply, settle_all
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[PartitionStore]:
-    opened = PartitionStore.open(tmp_path / "store", HEADER)
-    yield opened
-    opened.close()
+from tests.store.stores import HEADER, apply, settle_all
 
 
 def reopened(store: PartitionStore, tmp_path: Path) -> PartitionStore:

@@ -22,7 +22,7 @@ from engine.store.codec import CLICKS, DERIVED, OLD_MARKS, PROFILES, DerivedRow,
 from engine.store.header import first_difference
 from engine.store.rocksdb import open_for_writing, scan
 from engine.store.windows import PartitionStore
-from tests.store.test_windows import HEADER
+from tests.store.stores import HEADER
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -15,7 +15,7 @@ import pytest
 from engine.errors import DamagedStore, StoreBusy, StoreNotWritten
 from engine.store.lists import ABSENT_AT_MOST_MS, ListStore
 from tests.builders import NOON_MS
-from tests.store.test_windows import full_disk
+from tests.store.stores import full_disk
 
 TOPIC = "cluster-a/recall-lists/1/4"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,7 @@ from engine.store.codec import MARKS
 from engine.store.rocksdb import scan
 from engine.store.windows import PartitionStore
 from tests.builders import make_click
-from tests.store.test_windows import HEADER, apply, published, reopen, settle_all
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[PartitionStore]:
-    opened = PartitionStore.open(tmp_path / "store", HEADER)
-    yield opened
-    opened.close()
+from tests.store.stores import apply, published, reopen, settle_all
 
 
 def waiting(store: PartitionStore) -> list[tuple[str, int | None]]:

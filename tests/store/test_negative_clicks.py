@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,13 @@ from engine.store.rocksdb import open_for_writing
 from engine.store.windows import PartitionStore
 from engine.window import BehaviorWindow
 from tests.builders import make_click
+from tests.store.stores import HEADER, apply
 from tests.store.test_golden import raw, stored_by
-from tests.store.test_windows import HEADER, apply
 
 CLICKS = st.lists(
     st.tuples(st.sampled_from(["u", "u1", "ü"]), st.integers(0, 9), st.sampled_from(["click", "hide", "dislike"])),
     max_size=80,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[PartitionStore]:
-    opened = PartitionStore.open(tmp_path / "store", HEADER)
-    yield opened
-    opened.close()
 
 
 def hide(item_id: str, at: int) -> ClickEvent:

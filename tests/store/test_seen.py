@@ -13,8 +13,8 @@ from engine.settings import Settings
 from engine.store.windows import PartitionStore
 from engine.window import DAY_MS, BehaviorWindow, SeenRule
 from tests.builders import make_click
+from tests.store.stores import HEADER, apply
 from tests.store.test_negative_clicks import hide, keys_of_clicks, refresh
-from tests.store.test_windows import HEADER, apply
 
 RULE = SeenRule(within_ms=10, max_clicks=7)
 
