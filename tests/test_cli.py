@@ -15,7 +15,7 @@ from engine.log import Publisher
 from engine.settings import Settings
 from engine.streams.dead_letters import WHOLE_BYTES, DeadLetters, Rejected
 from tests.conftest import free_port
-from tests.streams.test_clicks import RecordOf
+from tests.streams.intake import RecordOf
 
 COMMANDS = [
     "up",

@@ -18,7 +18,7 @@ from engine.streams.checkpointing import Checkpointer
 from engine.streams.clicks import Ingest
 from engine.streams.dead_letters import DeadLetters
 from tests.store.test_checkpoints import HEADER, apply, filled
-from tests.streams.test_clicks import EPOCH, Bench, record
+from tests.streams.intake import EPOCH, Bench, record
 
 
 @pytest.fixture

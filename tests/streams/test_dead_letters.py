@@ -21,7 +21,7 @@ from engine.streams.dead_letters import (
     redrive,
 )
 from engine.streams.topics import create_topics
-from tests.streams.test_clicks import MemoryLog, RecordOf
+from tests.streams.intake import MemoryLog, RecordOf
 
 ERROR = MalformedEvent("json", "the value is not JSON at character 0")
 

@@ -25,7 +25,7 @@ from engine.streams.dead_letters import DeadLetters, Rejected, list_dead_letters
 from engine.streams.erasing import Eraser
 from engine.streams.topics import create_topics
 from tests.builders import NOON_MS, make_click
-from tests.streams.test_clicks import EPOCH, PARTITION, MemoryLog, RecordOf, Refresh, record
+from tests.streams.intake import EPOCH, PARTITION, MemoryLog, RecordOf, Refresh, record
 
 
 class Letters(DeadLetters):
