@@ -36,6 +36,8 @@ from engine.window import BehaviorWindow
 NO_SLOT, _NO_TURN = -1, np.int8(3)
 NO_CATEGORY = -1
 """Number of the items that have no category, which no cap holds back."""
+_POWERS_OF_TEN, _LEAST = np.array([10.0**power for power in range(23)]), 1e-14
+"""Those that a float64 holds exactly, and the least number that they bring to nine digits."""
 EXPLAINING_CLICKS = 5
 """An interest names at most this many of the clicks that formed it."""
 
@@ -241,13 +243,29 @@ def merge_many(
     if categories is not None and limits.category_cap_count < limits.size:
         beyond = _beyond_cap(categories[rows], limits.category_cap_count)
     chosen = _choose(slots, np.array([len(numbers) for numbers in interests]), limits, beyond)
+    counts = np.minimum(ends, limits.size).tolist()
+    places = np.minimum(chosen, max(rows.shape[1] - 1, 0))  # those behind the last item are not looked at
+    rows, slots = (np.take_along_axis(part, places, axis=1) for part in (rows, slots))
+    values = _to_nine_digits(np.take_along_axis(scores, places, axis=1))
     lists = []
-    for user, numbers in enumerate(interests):
-        own = chosen[user, : int(min(ends[user], limits.size))]
-        picked, values, of = rows[user, own].tolist(), scores[user, own].tolist(), slots[user, own].tolist()
+    for user, (count, numbers) in enumerate(zip(counts, interests, strict=True)):
+        item_ids = map(items.item_ids.__getitem__, rows[user, :count].tolist())
+        of = map(numbers.__getitem__, slots[user, :count].tolist())
         # No comprehension: a third of a list's time went there.
-        lists.append([*map(RankedItem, map(items.item_ids.__getitem__, picked), values, map(numbers.__getitem__, of))])
+        lists.append([*map(RankedItem, item_ids, values[user, :count].tolist(), of)])
     return lists
+
+
+def _to_nine_digits(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return *scores* rounded to nine significant digits, which tell each float32 from every other.
+
+    JSON would write all sixteen of a float64: a tenth of a list's bytes, and a quarter of the compressed ones.
+    """
+    wide = scores.astype(np.float64)
+    digits = 8 - np.floor(np.log10(np.maximum(np.abs(wide), _LEAST)))
+    scales = _POWERS_OF_TEN[np.clip(digits, 0, len(_POWERS_OF_TEN) - 1).astype(np.int64)]
+    rounded: NDArray[np.float64] = np.rint(wide * scales) / scales
+    return rounded
 
 
 def _leave_out(

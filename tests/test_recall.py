@@ -215,6 +215,31 @@ def test_list_keeps_the_interest_numbers_it_was_given() -> None:
     assert [item.interest for item in ranked] == [1, 3]
 
 
+@given(
+    scores=st.lists(
+        st.floats(-(2.0**29), 2.0**29, width=32).filter(lambda score: score == 0.0 or abs(score) > 1e-12),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_scores_have_nine_digits_and_are_still_told_apart(scores: list[float]) -> None:
+    found = np.array([scores], dtype=np.float32)
+    items = ItemRows([f"i{row}" for row in range(len(scores))])
+
+    ranked = merge(
+        np.arange(len(scores))[None],
+        found,
+        [0],
+        items=items,
+        unavailable=np.zeros(len(scores), dtype=np.bool_),
+        seen=(),
+        limits=ListLimits(size=len(scores), floor=0.0, cap=1.0),
+    )
+
+    assert {item.item_id: np.float32(item.score) for item in ranked} == dict(zip(items.item_ids, found[0], strict=True))
+    assert all(item.score == float(f"{item.score:.8e}") for item in ranked)
+
+
 # --- what explains a list
 
 
