@@ -71,7 +71,7 @@ class MindNetwork(nn.Module):
         self.item_fields = nn.Embedding(vocabulary.field_row_count + 1, size, padding_idx=0)
         self.extractor = make_extractor(config, vocabulary.item_ids)
         self.recency = nn.Parameter(-config.recency_start * torch.arange(config.max_clicks, dtype=torch.float32))
-        self.scale = nn.Parameter(torch.tensor(config.interest_scale))
+        self.scale = nn.Parameter(torch.tensor(float(config.interest_scale)))
         self.profile = ProfileLayer(config, vocabulary)
         sizes = (size + self.profile.width, *config.hidden, size)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))

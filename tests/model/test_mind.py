@@ -216,6 +216,14 @@ def test_every_interest_has_the_learned_length() -> None:
     np.testing.assert_allclose(np.linalg.norm(found.vectors[found.mask], axis=-1), SMALL.interest_scale, rtol=1e-5)
 
 
+def test_a_whole_number_does_for_any_number_of_a_config() -> None:
+    whole = replace(SMALL, **{name: 2 for name, value in SMALL.to_dict().items() if type(value) is float})
+
+    found = make_model(whole).interests([UserInput(["i1", "i2"])])
+
+    np.testing.assert_allclose(np.linalg.norm(found.vectors[found.mask], axis=-1), 2.0, rtol=1e-5)
+
+
 def test_parts_make_the_same_model_again() -> None:
     model = make_model()
 
