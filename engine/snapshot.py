@@ -123,6 +123,7 @@ def load_snapshot(
         file = folder / INDEX
         parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256, index_file=file)
         model = _load_model(settings, version, parts)
+        parts = dataclasses.replace(parts, tensors={})  # the model has its own, and the index is yet to come
         index = _load_index(settings, version, parts, model, file)
     if model is not None and index is not None:
         _ask_canaries(version, model, index)

@@ -10,7 +10,7 @@ Shape letters: B windows, L clicks, K interests, D dimensions, N items, F item f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -34,6 +34,8 @@ UNSTORED_PREFIX = "extractor."
 
 CACHED_NUMBERS = 400_000
 """So many float32 numbers of behavior vectors are routed at once on a CPU: 1.6 MB, most of which a core caches."""
+ITEMS_AT_ONCE = 65_536
+"""So many items are pooled together: their fields' vectors lie beside one another meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +245,8 @@ class InterestModel:
         self._device = torch.device(device)
         self._network = network.to(self._device).eval().requires_grad_(False)
         with torch.no_grad():
-            rows = torch.arange(len(vocabulary.item_ids) + 1, device=self._device)
-            self._items = self._network.pool_items(rows)  # (N + 1, D)
-            self._behaviors = self._network.map_behaviors(self._items)  # (N + 1, D)
+            blocks = [self._network.map_behaviors(items) for items in self._pooled_items()]
+            self._behaviors = torch.cat(blocks)  # (N + 1, D)
         self._trained_fields = self._network.item_field_rows.cpu().numpy()  # (N + 1, F)
 
     def interests(self, users: Sequence[UserInput], *, previous: np.ndarray | None = None) -> Interests:
@@ -353,7 +354,19 @@ class InterestModel:
 
     def all_item_vectors(self) -> tuple[list[str], np.ndarray]:
         """Return the ids of all known items and their (N, D) float32 vectors, in row order."""
-        return list(self.vocabulary.item_ids), self._items[1:].cpu().numpy()
+        vectors = np.empty((len(self.vocabulary.item_ids) + 1, self.config.dimensions), dtype=np.float32)
+        start = 0
+        with torch.inference_mode():
+            for items in self._pooled_items():
+                vectors[start : start + len(items)] = items.cpu().numpy()
+                start += len(items)
+        return list(self.vocabulary.item_ids), vectors[1:]
+
+    def _pooled_items(self) -> Iterator[Tensor]:
+        """Yield the vectors of padding and all known items, in row order, a block at a time."""
+        rows = torch.arange(len(self.vocabulary.item_ids) + 1, device=self._device)
+        for start in range(0, len(rows), ITEMS_AT_ONCE):
+            yield self._network.pool_items(rows[start : start + ITEMS_AT_ONCE])
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
         """Return config, vocabulary (both plain JSON values) and tensors: all that `load_parts` needs."""
@@ -388,7 +401,7 @@ class InterestModel:
         _check_tensors(tensors, network, words, version)
         with torch.no_grad():
             for name, tensor in _stored_tensors(network).items():
-                tensor.copy_(torch.from_numpy(np.array(tensors[name])))
+                tensor.numpy()[...] = tensors[name]
         return cls(network, words, device=device)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.errors import IncompatibleVersion, InvalidInput
-from engine.model import InterestModel, ItemInput, UserInput, Vocabulary
+from engine.model import InterestModel, ItemInput, UserInput, Vocabulary, mind
 from engine.model.features import encode_windows
 from engine.model.mind import attend
 from tests.model import oracle
@@ -55,6 +55,18 @@ def test_item_vectors_are_the_mean_of_id_and_fields() -> None:
     got = model.item_vectors([ItemInput("i4")])[0]
 
     np.testing.assert_allclose(got, (tensors["item_ids.weight"][row] + fields.sum(axis=0)) / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 6, 21])
+def test_how_many_items_are_pooled_together_changes_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    together = make_model()
+    monkeypatch.setattr(mind, "ITEMS_AT_ONCE", at_once)
+
+    apart = make_model()
+
+    np.testing.assert_array_equal(apart.all_item_vectors()[1], together.all_item_vectors()[1])
+    user = [make_user(*LONG)]
+    np.testing.assert_allclose(apart.interests(user).vectors, together.interests(user).vectors, atol=1e-6)
 
 
 def test_history_and_catalog_share_one_vector_an_item() -> None:
