@@ -1,10 +1,7 @@
-"""The item index at rest and at work: searches a second, memory, and a catalog that changes under the searches.
+"""The item index at rest and at work: searches a second, and a catalog that changes under the searches.
 
 **At rest**: queries a second and recall of the graph and of exact search, and of the live index over the graph with
 changes beside it, against one plain numpy product and sort over the same vectors.
-
-**Memory** (in a process of its own): resident bytes of vectors and graph once they are loaded and serve, at the peak of
-a rebuild, after it, and at the peak of a swap, against the files of raw vectors and graph together.
 
 **Live**: the engine's own catalog, items and live index, a thread that applies item events (new, changed, removed,
 unavailable and back) and one that searches. Each second some answers are compared with exact search over the items of
@@ -15,18 +12,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import platform
 import random
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,23 +46,17 @@ from engine.snapshot import PopularLists, ServingSnapshot
 DIMENSIONS, INTERESTS, TOP = 64, 4, 100
 UPSERTS_PER_S, SEARCHES_PER_S = 1_000, 200
 EVENTS_AT_ONCE, MOST_AT_ONCE, USERS_A_COMPARISON = 50, 64, 40
-RECALL, REST_RECALL, STEADY, PEAK = 0.97, 0.98, 1.4, 2.4
+RECALL, REST_RECALL = 0.97, 0.98
 WIDER = (300, 400, 600, 800, 1_000)
 CATEGORY_ITEMS = 200
-VERSIONS = ("first", "second")
 
 
 def main() -> int:
     arguments = parse_arguments()
-    if arguments.save_to:
-        return save_versions(arguments.memory_of, arguments.save_to)
-    if arguments.load_from:
-        return weigh(arguments.memory_of, arguments.load_from)
     torch.set_num_threads(1)
     words = f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, one thread searches"
     print(f"index ({words}), top {TOP} of D = {DIMENSIONS}")
     figures: dict[str, Any] = {"machine": words, "rest": rest(arguments)}
-    figures["memory"] = memory(arguments.memory_items)
     figures["live"] = live(arguments)
     figures["checks"] = checks_of(figures)
     if arguments.json:
@@ -82,14 +69,10 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--memory-items", type=int, default=200_000, help="where memory is measured")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the live run; the bar is ten minutes")
     parser.add_argument("--users-per-s", type=int, default=100, help="who search in the live run, by K = 4 interests")
     parser.add_argument("--queries", type=int, default=512, help="of each search at rest")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--save-to", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--load-from", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -120,11 +103,11 @@ def make_model(items: dict[str, ItemInput]) -> InterestModel:
     return InterestModel(network, vocabulary)
 
 
-def clustered(items: int) -> Vectors:
+def clustered(items: int, dimensions: int = DIMENSIONS) -> Vectors:
     """Return (N, D) vectors in clusters, of different lengths."""
     rng = np.random.default_rng(7)
-    centers = rng.normal(size=(max(10, items // CATEGORY_ITEMS), DIMENSIONS))
-    vectors = centers[rng.integers(len(centers), size=items)] + 0.7 * rng.normal(size=(items, DIMENSIONS))
+    centers = rng.normal(size=(max(10, items // CATEGORY_ITEMS), dimensions))
+    vectors = centers[rng.integers(len(centers), size=items)] + 0.7 * rng.normal(size=(items, dimensions))
     vectors *= rng.uniform(0.8, 1.6, size=(items, 1)) / np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors.astype(np.float32)
 
@@ -197,100 +180,6 @@ def timed(search: Callable[[], Any], queries: int) -> tuple[Any, float]:
 
 def recall(found: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, expected, strict=True)]))
-
-
-# --- memory
-
-
-def memory(items: int) -> dict[str, float]:
-    """Return what a process holds of so many items, steady and at its peaks, against vectors and graph on disk."""
-    command = [sys.executable, __file__, "--memory-of", str(items)]
-    with tempfile.TemporaryDirectory() as folder:
-        # The versions are built in one process and weighed in another: building leaves memory behind.
-        for step in ("--save-to", "--load-from"):
-            ended = subprocess.run([*command, step, folder], capture_output=True, text=True, check=True)
-    figures: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    print(
-        f"memory of {items:,} items: vectors and graph are {figures['raw_bytes'] / 1e6:.0f} MB; a process holds "
-        f"{figures['steady']:.2f} times as much, {figures['peak']:.2f} at the peak of a rebuild, "
-        f"{figures['after']:.2f} after it, {figures['swap']:.2f} at the peak of a swap"
-    )
-    return figures
-
-
-def save_versions(items: int, folder: Path) -> int:
-    """Write vectors and graphs of two versions into *folder*; run by `memory`."""
-    vectors = clustered(items)
-    for version in VERSIONS:
-        np.save(folder / f"{version}.npy", vectors)
-        HnswIndex.build(vectors, threads=os.cpu_count() or 1).save(folder / f"{version}.hnsw")
-        vectors = -vectors
-    return 0
-
-
-def weigh(items: int, folder: Path) -> int:
-    """Load, rebuild and take over, then swap, in this process, and print what it held; run by `memory`."""
-    sample = clustered(1_000)
-    build = partial(HnswIndex.build, threads=os.cpu_count() or 1)
-    LiveIndex(build(sample), build=build, rebuild_at=1).search(sample[:1], 1)  # what libraries take once is not theirs
-    raw = sum((folder / f"{VERSIONS[0]}.{kind}").stat().st_size for kind in ("npy", "hnsw"))
-    held = Held()
-    index = LiveIndex(load_version(folder, VERSIONS[0]), build=build, rebuild_at=1_000)
-    held.note("steady")
-    changed = index.vectors[:1_000].copy()
-    index.put(np.arange(items, items + 1_000), changed)
-    with held.watched("peak"):
-        while index.generation == 0:
-            index.catch_up()
-            time.sleep(0.05)
-    held.note("after")
-    with held.watched("swap"):
-        following = LiveIndex(load_version(folder, VERSIONS[1]), build=build, rebuild_at=1_000)
-        following.put(np.arange(1_000), changed)  # the catalog's changes reach it before it serves
-    print(json.dumps({"raw_bytes": raw} | {name: size / raw for name, size in held.sizes.items()}))
-    return 0
-
-
-def load_version(folder: Path, version: str) -> HnswIndex:
-    return HnswIndex.load(folder / f"{version}.hnsw", np.load(folder / f"{version}.npy"))
-
-
-class Held:
-    """What this process holds more than when this was made."""
-
-    def __init__(self) -> None:
-        self._before = resident_bytes()
-        self.sizes: dict[str, int] = {}
-
-    def note(self, name: str) -> None:
-        """Note what is held now under *name*, or what was held before where that is more."""
-        gc.collect()
-        self._note(name)
-
-    def _note(self, name: str) -> None:
-        self.sizes[name] = max(self.sizes.get(name, 0), resident_bytes() - self._before)
-
-    @contextmanager
-    def watched(self, name: str) -> Iterator[None]:
-        """Note the most that is held meanwhile."""
-        ended = threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(0.005):
-                self._note(name)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            yield
-        finally:
-            self._note(name)
-            ended.set()
-            watcher.join()
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # --- live
@@ -462,14 +351,10 @@ def recall_now(index: LiveIndex, interests: Vectors, rows: Any) -> float:
 
 
 def checks_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    run, held = figures["live"], figures["memory"]
+    run = figures["live"]
     graph = figures["rest"]["rows"]["graph"]
     wanted = (
         ("recall of the graph at rest", graph["recall"], REST_RECALL, True),
-        ("memory, steady", held["steady"], STEADY, False),
-        ("memory, peak of a rebuild", held["peak"], PEAK, False),
-        ("memory, after a rebuild", held["after"], STEADY, False),
-        ("memory, peak of a swap", held["swap"], PEAK, False),
         ("recall in the worst ten seconds of the live run", run["worst_recall"], RECALL, True),
         ("item events a second, share of those asked for", run["upserts_per_s"] / UPSERTS_PER_S, 0.95, True),
         ("searches a second", run["users_per_s"] * INTERESTS, SEARCHES_PER_S, True),

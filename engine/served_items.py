@@ -41,7 +41,9 @@ class ServedItems:
         if base is None:  # somebody took it over before
             vectors = self._model.all_item_vectors()[1]
             base = builder_of(settings)(vectors, rows=np.arange(len(vectors)))
-        self.index = LiveIndex(base, build=builder_of(settings, like=base), rebuild_at=settings.index_rebuild_at)
+        self.index = LiveIndex(
+            base, build=builder_of(settings, like=base), rebuild_at=settings.index_rebuild_at, room=snapshot.room
+        )
         self.unavailable: NDArray[np.bool_] = np.zeros(len(self.rows), dtype=np.bool_)
         """(N,) bool, True where an item is removed, not available, or no longer found by anything."""
         self.categories: NDArray[np.int32] = np.full(len(self.rows), NO_CATEGORY, dtype=np.int32)

@@ -24,7 +24,7 @@ from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex, private_folder
 from engine.ann.index import Vectors
-from engine.ann.live import Base, Build
+from engine.ann.live import Base, Build, with_room
 from engine.errors import IncompatibleVersion
 from engine.model.device import choose_device, use_threads
 from engine.model.features import UserInput
@@ -64,10 +64,12 @@ class ServingSnapshot:
     popular: PopularLists
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """What the trainer measured of this version."""
+    room: Vectors | None = None
+    """(R, D) what begins with the index's vectors and has room for new items: for the one who takes the index over."""
 
     def without_index(self) -> ServingSnapshot:
         """Return the snapshot for whoever has taken the index over: it is then his, to replace and to let go."""
-        return dataclasses.replace(self, index=None)
+        return dataclasses.replace(self, index=None, room=None)
 
     def activated(self, activation: int) -> ServingSnapshot:
         """Return the same parts under another activation: the version was announced again."""
@@ -123,8 +125,10 @@ def load_snapshot(
         file = folder / INDEX
         parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256, index_file=file)
         model = _load_model(settings, version, parts)
-        parts = dataclasses.replace(parts, tensors={})  # the model has its own, and the index is yet to come
-        index = _load_index(settings, version, parts, model, file)
+        room = None if parts.item_vectors is None else with_room(parts.item_vectors)
+        # Before the index comes: the model has its own tensors, and the vectors have moved.
+        parts = dataclasses.replace(parts, tensors={}, item_vectors=None)
+        index = None if room is None else _load_index(settings, version, room[: len(parts.item_ids)], model, file)
     if model is not None and index is not None:
         _ask_canaries(version, model, index)
     return ServingSnapshot(
@@ -136,6 +140,7 @@ def load_snapshot(
         item_ids=tuple(parts.item_ids),
         popular=PopularLists(parts.popular["overall"], parts.popular["by_category"]),
         metrics=parts.manifest.get("metrics") or {},
+        room=room,
     )
 
 
@@ -146,16 +151,12 @@ def _load_model(settings: Settings, version: str, parts: VersionParts) -> Intere
     return InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors, device=device, version=version)
 
 
-def _load_index(
-    settings: Settings, version: str, parts: VersionParts, model: InterestModel | None, file: Path
-) -> Base | None:
-    if parts.item_vectors is None:
-        return None
+def _load_index(settings: Settings, version: str, vectors: Vectors, model: InterestModel | None, file: Path) -> Base:
     if settings.index_backend == "exact":
-        return _shown(ExactIndex(parts.item_vectors, device=choose_device(settings.device)))
+        return _shown(ExactIndex(vectors, device=choose_device(settings.device)))
     if not file.exists():
         raise IncompatibleVersion(version, part="index.hnsw", got="absent", expected="present, or index_backend exact")
-    graph = HnswIndex.load(file, parts.item_vectors, ef=settings.index_ef, threads=settings.torch_threads)
+    graph = HnswIndex.load(file, vectors, ef=settings.index_ef, threads=settings.torch_threads)
     queries = None if model is None else _canary_interests(version, model)
     if settings.index_backend == "hnsw" or queries is None or not len(queries):
         return _shown(graph)

@@ -38,6 +38,7 @@ def test_the_benchmark_writes_its_figures_its_references_and_its_checks(tmp_path
         ("refresh", ["--quick", "--items", "2000", "--users", "40"], {"runs"}, 2),
         ("state", ["--few", "1000", "--many", "4000", "--clicks", "10000", "--quick"], {"few", "many", "reads"}, 5),
         ("recovery", ["--users", "4000", "--turns", "1"], {"opened_s", "restored_s", "copied_s"}, 2),
+        ("memory", ["--items", "3000", "--version-items", "3000"], {"index", "version"}, 5),
     ],
 )
 def test_a_benchmark_of_the_engine_writes_its_figures_and_says_what_falls_short(

@@ -67,6 +67,10 @@ def test_setting_chooses_what_searches(settings: Settings, backend: str, kind: t
     loaded = load_snapshot(settings.model_copy(update={"index_backend": backend}), version, 0)
 
     assert isinstance(loaded.index, kind)
+    assert loaded.room is not None
+    assert len(loaded.room) > len(loaded.index.vectors)
+    assert np.shares_memory(loaded.room, loaded.index.vectors)
+    assert (loaded.without_index().index, loaded.without_index().room) == (None, None)
 
 
 def test_without_a_choice_the_faster_one_searches_and_is_named(settings: Settings):

@@ -17,7 +17,7 @@ class Delta:
     """Vectors by row; rows come and go, and keep no order."""
 
     def __init__(self, dimensions: int) -> None:
-        self._place_of: Rows = np.full(0, NO_PLACE, dtype=np.int64)
+        self._place_of = np.full(0, NO_PLACE, dtype=np.int32)
         """By row, its place in the two arrays below."""
         self._rows: Rows = np.empty(LEAST_ROOM, dtype=np.int64)
         self._vectors: Vectors = np.empty((LEAST_ROOM, dimensions), dtype=np.float32)
@@ -44,7 +44,7 @@ class Delta:
     def reserve(self, rows: int) -> None:
         """Have room for the rows below *rows*; only those may be put, removed and asked for."""
         if rows > len(self._place_of):
-            more = np.full(rows - len(self._place_of), NO_PLACE, dtype=np.int64)
+            more = np.full(rows - len(self._place_of), NO_PLACE, dtype=np.int32)
             self._place_of = np.concatenate([self._place_of, more])
 
     def put(self, rows: Rows, vectors: Vectors) -> None:

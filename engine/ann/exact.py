@@ -13,7 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, no_rows, rank
+from engine.ann.index import (
+    NO_ROW,
+    Rows,
+    Vectors,
+    check_interests,
+    check_item_vectors,
+    no_rows,
+    own_rows,
+    rank,
+)
 
 _SCORES_AT_ONCE = 32_000_000
 """Scores held at a time: 128 MB."""
@@ -27,7 +36,7 @@ class ExactIndex:
     def __init__(self, vectors: npt.ArrayLike, *, rows: Rows | None = None, device: str = "cpu") -> None:
         """Search *vectors*, (N, D) float32; of *rows*, ascending, alone, where they are given."""
         self.vectors = check_item_vectors(vectors)
-        self.rows: Rows = np.arange(len(self.vectors)) if rows is None else rows
+        self.rows = own_rows(rows, len(self.vectors))
         """(N,) those of the items, ascending."""
         chosen = self.vectors if rows is None else self.vectors[rows]
         self._items = _shared(chosen) if device == "cpu" else torch.tensor(chosen, device=device)

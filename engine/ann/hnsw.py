@@ -30,7 +30,17 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.ann import check
-from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, check_item_vectors, no_rows, rank
+from engine.ann.index import (
+    NO_ROW,
+    OwnRows,
+    Rows,
+    Vectors,
+    check_interests,
+    check_item_vectors,
+    no_rows,
+    own_rows,
+    rank,
+)
 from engine.errors import DamagedIndex
 
 M = 16
@@ -70,11 +80,11 @@ class HnswIndex:
     """Finds near neighbors in a navigable graph; see `ItemIndex` for the contract."""
 
     def __init__(
-        self, graph: hnswlib.Index, vectors: Vectors, *, ef: int, threads: int, rows: Rows | None = None
+        self, graph: hnswlib.Index, vectors: Vectors, *, ef: int, threads: int, rows: Rows | OwnRows | None = None
     ) -> None:
         self.vectors = vectors
         self._graph = graph
-        self.rows: Rows = np.arange(len(vectors)) if rows is None else rows
+        self.rows = own_rows(rows, len(vectors))
         """(N,) those of the items in the graph, ascending."""
         self._threads = threads
         self._ef = ef

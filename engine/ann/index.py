@@ -16,6 +16,8 @@ from engine.errors import DimensionMismatch, ItemIndexError
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+OwnRows = npt.NDArray[np.int32]
+"""Rows that are kept: one for each item, so they take half the room."""
 Keys = npt.NDArray[np.uint64]
 
 _SIGN, _LOW_HALF = np.uint32(1 << 31), np.uint64(2**32 - 1)
@@ -169,6 +171,11 @@ def _rows_of(keys: Keys) -> Rows:
 def _scores_of(keys: Keys) -> Vectors:
     ascending = ~(keys >> np.uint64(32)).astype(np.uint32)
     return np.where(ascending >> 31, ascending ^ _SIGN, ~ascending).view(np.float32)
+
+
+def own_rows(rows: Rows | OwnRows | None, count: int) -> OwnRows:
+    """Return the *rows* of an index for it to keep, those below *count* where none are given."""
+    return np.arange(count, dtype=np.int32) if rows is None else rows.astype(np.int32, copy=False)
 
 
 def no_rows(queries: int, k: int) -> Rows:

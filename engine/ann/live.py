@@ -6,7 +6,8 @@ background, and taken over between two searches. Rows are stable: an item keeps 
 
 One thread at a time searches and changes it; only the building of a base runs beside. Vectors are kept once, here, and
 every base ranks by them: they are its own wherever its items have not changed, and items that have are none of its any
-more. Beside them a graph holds a copy of its own, and while one is built there are two.
+more. A version's are loaded with room for new items (`with_room`), so that no change copies them while the version
+before still serves. Beside them a graph holds a copy of its own, and while one is built there are two.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ import structlog
 
 from engine import metrics
 from engine.ann.delta import Delta
-from engine.ann.index import NO_ROW, ItemIndex, Rows, Vectors, check_interests, nothing_found, rank, top_places
+from engine.ann.index import (
+    NO_ROW,
+    ItemIndex,
+    OwnRows,
+    Rows,
+    Vectors,
+    check_interests,
+    nothing_found,
+    rank,
+    top_places,
+)
 from engine.ann.memory import give_back_memory
 
 SPARE = 8
@@ -45,8 +56,8 @@ class Base(ItemIndex, Protocol):
     vectors: Vectors
     """(N, D) float32 by row, not to be written to."""
 
-    rows: Rows
-    """(n,) int64 those of the items that it finds, ascending."""
+    rows: OwnRows
+    """(n,) those of the items that it finds, ascending."""
 
     def over(self, vectors: Vectors) -> Self:
         """Return the same index over (R, D) *vectors* that are its own wherever its items stand."""
@@ -62,13 +73,15 @@ class Build(Protocol):
 class LiveIndex:
     """Searches a catalog that changes; see `ItemIndex` for the contract."""
 
-    def __init__(self, base: Base, *, build: Build, rebuild_at: int) -> None:
+    def __init__(self, base: Base, *, build: Build, rebuild_at: int, room: Vectors | None = None) -> None:
         """Search *base*, whose rows are the first rows here.
 
         Args:
-            base: the index of all items of a model version; never changed.
+            base: the index of all items of a model version; never changed, but for its vectors where they have *room*.
             build: called in a background thread.
             rebuild_at: items in the delta, or rows of the base that no longer count, at which one is built.
+            room: (R, D) float32, an array that begins with the base's vectors and is nobody else's, to hold those of
+                the items that change; None: the first change makes one.
         """
         self._base, self._build, self._rebuild_at = base, build, rebuild_at
         self._is_in_base = np.ones(base.size, dtype=np.bool_)
@@ -84,6 +97,8 @@ class LiveIndex:
         self._changed_since_build: set[int] | None = None
         self._built: Base | None = None
         self._building: threading.Thread | None = None
+        if room is not None:
+            self._move_to(room)
 
     @property
     def dimensions(self) -> int:
@@ -228,17 +243,21 @@ class LiveIndex:
     # --- changes
 
     def _reserve(self, rows: int) -> None:
-        """Have arrays of our own that hold so many rows; the first change copies what was the version's."""
-        capacity = len(self._is_absent)
+        """Have an array of our own that holds so many rows; where there is no room yet, vectors are copied."""
+        capacity = len(self._vectors)
         if not self._vectors.flags.writeable or rows > capacity:
-            capacity = capacity if rows <= capacity else int(rows * GROWTH) + 1
-            self._vectors = _grown(self._vectors, capacity, np.float32(0.0))
-            self._is_in_base = _grown(self._is_in_base, capacity, np.bool_(False))
-            self._is_stale = _grown(self._is_stale, capacity, np.bool_(False))
-            self._is_absent = _grown(self._is_absent, capacity, np.bool_(True))
-            self._delta.reserve(capacity)
-            self._base = self._base.over(_read_only(self._vectors))
+            self._move_to(_grown(self._vectors, capacity if rows <= capacity else room_for(rows), np.float32(0.0)))
         self._row_count = max(self._row_count, rows)
+
+    def _move_to(self, vectors: Vectors) -> None:
+        """Go on with *vectors*, which begin with those of now, and may be written to."""
+        capacity = len(vectors)
+        self._vectors = vectors
+        self._is_in_base = _grown(self._is_in_base, capacity, np.bool_(False))
+        self._is_stale = _grown(self._is_stale, capacity, np.bool_(False))
+        self._is_absent = _grown(self._is_absent, capacity, np.bool_(True))
+        self._delta.reserve(capacity)
+        self._base = self._base.over(_read_only(vectors))
 
     def _outdate(self, rows: Rows) -> None:
         self._is_stale[rows] = self._is_in_base[rows]
@@ -274,6 +293,16 @@ class LiveIndex:
     def _search_delta(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
         rows, scores = rank(self._delta.vectors, queries, self._delta.nearest(queries, k))
         return self._delta.rows[rows], scores
+
+
+def room_for(rows: int) -> int:
+    """Return how many rows to have room for when there are so many."""
+    return int(rows * GROWTH) + 1
+
+
+def with_room(vectors: Vectors) -> Vectors:
+    """Return (R, D) float32 that begin with the (N, D) *vectors*; what is behind them takes no memory yet."""
+    return _grown(vectors, room_for(len(vectors)), np.float32(0.0))
 
 
 def _read_only(vectors: Vectors) -> Vectors:

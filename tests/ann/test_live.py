@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.ann.index import Rows, Vectors
-from engine.ann.live import Base, Build, LiveIndex
+from engine.ann.live import Base, Build, LiveIndex, room_for, with_room
 from engine.errors import DimensionMismatch
 from tests.ann.vectors import make_vectors
 
@@ -22,10 +22,12 @@ BUILDERS: dict[str, Build] = {"exact": ExactIndex, "hnsw": HnswIndex.build}
 
 
 def make_live(
-    count: int, *, backend: str = "exact", rebuild_at: int = 1_000_000
+    count: int, *, backend: str = "exact", rebuild_at: int = 1_000_000, has_room: bool = False
 ) -> tuple[LiveIndex, dict[int, Vectors]]:
     vectors, build = make_vectors(count), BUILDERS[backend]
-    live = LiveIndex(build(vectors, rows=np.arange(count)), build=build, rebuild_at=rebuild_at)
+    room = with_room(vectors) if has_room else None
+    base = build(vectors if room is None else room[:count], rows=np.arange(count))
+    live = LiveIndex(base, build=build, rebuild_at=rebuild_at, room=room)
     return live, dict(enumerate(vectors))
 
 
@@ -46,11 +48,12 @@ def best(items: dict[int, Vectors], query: Vectors, k: int) -> list[int]:
     st.sampled_from(["exact", "hnsw"]),
     st.lists(st.tuples(st.sampled_from(["put", "remove", "catch up"]), st.integers(0, 19)), max_size=60),
     st.integers(1, 30),
+    st.booleans(),
 )
 def test_any_changes_leave_what_an_exact_index_of_the_current_items_finds(
-    backend: str, changes: list[tuple[str, int]], k: int
+    backend: str, changes: list[tuple[str, int]], k: int, has_room: bool
 ) -> None:
-    live, items = make_live(15, backend=backend, rebuild_at=6)
+    live, items = make_live(15, backend=backend, rebuild_at=6, has_room=has_room)
     rows, query = 15, make_vectors(1, seed=77)[0]
     for at, (change, number) in enumerate(changes):
         if change == "put":
@@ -140,6 +143,28 @@ def test_the_base_is_neither_written_to_nor_copied_before_something_changes() ->
     live.put([3], make_vectors(1, seed=9))
 
     assert base.vectors.tolist() == vectors.tolist()
+
+
+@pytest.mark.parametrize("backend", BUILDERS)
+def test_with_room_nothing_is_copied_before_the_room_is_used_up(backend: str) -> None:
+    vectors = make_vectors(40)
+    room = with_room(vectors)
+    live = LiveIndex(BUILDERS[backend](room[:40], rows=np.arange(40)), build=BUILDERS[backend], rebuild_at=9, room=room)
+    new = make_vectors(room_for(40) - 40 + 1, seed=9)
+
+    live.put([3, *range(40, room_for(40))], new)
+    assert np.shares_memory(live.vectors, room)
+    live.put([room_for(40)], new[:1])
+
+    assert not np.shares_memory(live.vectors, room)
+    assert live.vectors.tolist() == [
+        *vectors[:3].tolist(),
+        new[0].tolist(),
+        *vectors[4:].tolist(),
+        *new[1:].tolist(),
+        new[0].tolist(),
+    ]
+    assert find(live, new[0], 60) == best(dict(enumerate(live.vectors)), new[0], 60)
 
 
 @pytest.mark.parametrize("backend", BUILDERS)
