@@ -150,9 +150,9 @@ def trained(arguments: argparse.Namespace) -> Shop:
 
     sequences = read_sequences(arguments.data)
     made = split_sequences(sequences, FITTING[sequences.kind][0])
-    config, options = recommended()
+    config, options = recommended(sessions=made.of_sessions)
     config = replace(config, dimensions=DIMENSIONS, hidden=(DIMENSIONS,), interests=INTERESTS)
-    options = replace(options, max_seconds=arguments.train_seconds, horizon=5)
+    options = replace(options, max_seconds=arguments.train_seconds)
     print(f"data: {made.item_count:,} items of {arguments.data.name}, training ...", flush=True)
     model = train_method(made, made.final_train, config, options, name="recommended").model
     torch.set_num_threads(arguments.threads)  # training has its own

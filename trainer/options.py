@@ -54,7 +54,7 @@ class TrainOptions:
     """Share of the peak that the rate ends at."""
     weight_decay: float = 0.0
     start_from_cooccurrence: bool = True
-    """Start item vectors from a truncated SVD of who clicked what; False: at random."""
+    """Start item vectors from which items are clicked near one another (`trainer/start.py`); False: at random."""
     label_aware: bool = False
     """Score negatives with the vector that attention made for the target, as the paper does; False: every item by its
     best interest, as lists are ranked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -50,12 +50,24 @@ def paper() -> Preset:
     return config, options
 
 
-def recommended() -> Preset:
-    """Return what is worth serving, and what `mindstream train` makes: the defaults of both classes."""
-    return MindConfig(), TrainOptions()
+def recommended(*, sessions: bool = False) -> Preset:
+    """Return what is worth serving, and what `mindstream train` makes: the defaults of both classes.
+
+    With *sessions*, which end after a few clicks, the next clicks are all there is to learn: a near horizon, hard
+    negatives and less dropout, as docs/model.md measures them.
+    """
+    options = TrainOptions()
+    if sessions:
+        options = replace(options, horizon=2, hardness=1.0, click_dropout=0.1, behavior_dropout=0.1)
+    return MindConfig(), options
 
 
-PRESETS: Mapping[str, Callable[[], Preset]] = {"paper": paper, "recommended": recommended}
+PRESETS = ("paper", "recommended")
+
+
+def preset_of(name: str, *, sessions: bool) -> Preset:
+    """Return the preset called *name*, one of `PRESETS`, for the sessions or else for the users that it learns from."""
+    return paper() if name == "paper" else recommended(sessions=sessions)
 
 
 def overridden(preset: Preset, overrides: Sequence[str]) -> Preset:

@@ -28,6 +28,7 @@ from trainer.gate import comparable_version, first_click_ms, objection
 from trainer.interrupt import Interrupts
 from trainer.log import Reading, count_clicks, read_log
 from trainer.loop import Progress, train
+from trainer.options import TrainOptions
 from trainer.popular import popular_items
 from trainer.presets import recommended
 from trainer.progress import Display
@@ -200,16 +201,6 @@ class _Run:
         return MindConfig.from_dict({**chosen, "max_clicks": self._settings.window_max_clicks})
 
     def _train(self, before: ClickLog, config: MindConfig) -> InterestModel:
-        settings = self._settings
-        options = dataclasses.replace(
-            recommended()[1],
-            batch_size=settings.train_batch_size,
-            epochs=settings.train_epochs,
-            max_seconds=settings.train_max_seconds,
-            threads=settings.train_threads,
-            seed=settings.seed,
-            device=choose_device(settings.device),
-        )
         last: Progress | None = None
         with self._display.phase("Training") as advance:
 
@@ -218,7 +209,7 @@ class _Run:
                 last = at
                 advance(at.step, at.steps, f"steps, loss {at.loss:.3f}")
 
-            model = train(before, config, options, show)
+            model = train(before, config, train_options(self._settings), show)
         if last is not None:
             short = (
                 f" (shortened from {last.planned_steps:,} to fit the time)" if last.steps < last.planned_steps else ""
@@ -285,6 +276,19 @@ class _Run:
             announced = publish(settings, parts, now_ms=now_ms())
             self._display.say(f"Published version {announced.model_version} with {len(parts.item_ids):,} items.")
         return RunResult("published", announced.model_version, evaluation)
+
+
+def train_options(settings: Settings) -> TrainOptions:
+    """Return how a run with *settings* learns."""
+    return dataclasses.replace(
+        recommended(sessions=settings.train_sessions)[1],
+        batch_size=settings.train_batch_size,
+        epochs=settings.train_epochs,
+        max_seconds=settings.train_max_seconds,
+        threads=settings.train_threads,
+        seed=settings.seed,
+        device=choose_device(settings.device),
+    )
 
 
 def now_ms() -> int:

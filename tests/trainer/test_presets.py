@@ -7,7 +7,7 @@ import pytest
 from engine.errors import ConfigError
 from engine.model import MindConfig
 from trainer.options import TrainOptions
-from trainer.presets import overridden, paper, recommended
+from trainer.presets import overridden, paper, preset_of, recommended
 
 
 def test_paper_is_mind_as_published() -> None:
@@ -24,6 +24,15 @@ def test_paper_is_mind_as_published() -> None:
 
 def test_recommended_is_what_the_classes_have_as_defaults() -> None:
     assert recommended() == (MindConfig(), TrainOptions())
+
+
+def test_sessions_are_learned_by_their_next_clicks_with_the_same_model() -> None:
+    config, options = preset_of("recommended", sessions=True)
+
+    assert config == MindConfig()
+    assert options.horizon < TrainOptions().horizon
+    assert preset_of("recommended", sessions=False) == recommended()
+    assert preset_of("paper", sessions=True) == preset_of("paper", sessions=False) == paper()
 
 
 def test_overrides_reach_model_and_training() -> None:

@@ -27,9 +27,11 @@ from engine.settings import Settings
 from engine.snapshot import load_snapshot
 from engine.streams.topics import create_topics
 from tests.builders import NOON_MS, make_click
+from trainer.options import TrainOptions
+from trainer.presets import preset_of
 from trainer.progress import Display
 from trainer.publish import read_announced
-from trainer.run import run_training
+from trainer.run import run_training, train_options
 
 TASTES, ITEMS_OF_A_TASTE = 6, 25
 _prefixes = (f"run{number}-" for number in itertools.count())
@@ -79,6 +81,18 @@ def send(settings: Settings, events: Sequence[ClickEvent] | Sequence[ItemEvent])
 def quiet() -> tuple[Display, io.StringIO]:
     written = io.StringIO()
     return Display(Console(file=written)), written
+
+
+def test_settings_say_how_a_run_learns_and_whether_from_sessions() -> None:
+    users, sessions = (
+        train_options(Settings(train_epochs=2.5, seed=11, device="cpu", train_sessions=choice))
+        for choice in (False, True)
+    )
+
+    assert (users.epochs, users.seed, users.device, users.horizon) == (2.5, 11, "cpu", TrainOptions().horizon)
+    assert sessions == dataclasses.replace(
+        preset_of("recommended", sessions=True)[1], epochs=2.5, seed=11, max_seconds=users.max_seconds
+    )
 
 
 @pytest.mark.kafka

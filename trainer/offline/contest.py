@@ -48,7 +48,7 @@ class Contest:
         if self._options.only != "model":
             yield from self._baselines()
         if self._options.only != "baselines":
-            config, _options = self._options.chosen_preset()
+            config, _options = self._options.chosen_preset(sessions=self._set.of_sessions)
             for interests in self._options.interests or (None,):
                 yield self._model(config.interests if interests is None else interests)
 
@@ -102,7 +102,7 @@ class Contest:
             )
 
     def _model(self, interests: int) -> Row:
-        config, options = self._options.chosen_preset()
+        config, options = self._options.chosen_preset(sessions=self._set.of_sessions)
         config = with_extractor(replace(config, interests=interests), self._options.extractor)
         name = f"{self._options.preset} K={config.interests}"
         if self._options.extractor:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from engine.sources import Columns
 from trainer.offline.splits import Split
-from trainer.presets import PRESETS, Preset, overridden
+from trainer.presets import Preset, overridden, preset_of
 
 Only = Literal["model", "baselines"]
 
@@ -50,10 +50,10 @@ class BenchOptions:
     command: tuple[str, ...] = ()
     """The words of the command, for the record."""
 
-    def chosen_preset(self) -> Preset:
-        """Return the preset with the overrides, before anything else is changed in it.
+    def chosen_preset(self, *, sessions: bool) -> Preset:
+        """Return the preset for *sessions* or users, with the overrides, before anything else is changed in it.
 
         Raises:
             ConfigError: an override names no field, or its value doesn't fit.
         """
-        return overridden(PRESETS[self.preset](), self.overrides)
+        return overridden(preset_of(self.preset, sessions=sessions), self.overrides)

@@ -62,7 +62,7 @@ def load_set(options: BenchOptions, display: Display) -> OfflineSet:
         sequences = sequences.without_profiles()
     made = split_sequences(sequences, options.split)
     if options.withhold:
-        made, rows = withhold(made, options.withhold, seed=options.chosen_preset()[1].seed)
+        made, rows = withhold(made, options.withhold, seed=options.chosen_preset(sessions=made.of_sessions)[1].seed)
         display.say(f"{len(rows):,} items withheld from training and histories")
     if not made.questions(valid=options.valid):
         raise ConfigError("--valid", got=True, expected=f"left out: {made.name} has no valid users")
@@ -71,6 +71,8 @@ def load_set(options: BenchOptions, display: Display) -> OfflineSet:
         f"{made.name}: {part.click_count:,} clicks of {len(part.sequences):,} users or sessions to learn from, "
         f"{len(made.valid):,} valid and {len(made.test):,} test questions, {made.item_count:,} items"
     )
+    if made.of_sessions and options.preset == "recommended":
+        display.say("  sessions: the preset learns their next clicks")
     for remark in made.remarks:
         display.say(f"  {remark}")
     return made
@@ -79,7 +81,7 @@ def load_set(options: BenchOptions, display: Display) -> OfflineSet:
 def _check(options: BenchOptions) -> None:
     if options.preset not in PRESETS:
         raise ConfigError("--preset", got=options.preset, expected=f"one of {', '.join(PRESETS)}")
-    options.chosen_preset()
+    options.chosen_preset(sessions=False)
     if not 0.0 <= options.withhold < 1.0:
         raise ConfigError("--withhold", got=options.withhold, expected="a share from 0 to below 1")
     if options.max_seconds is not None and not 0.0 < options.max_seconds < math.inf:

@@ -67,6 +67,8 @@ class OfflineSet:
     items: Mapping[str, ItemEvent] = field(default_factory=dict)
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    of_sessions: bool = False
+    """Whether what is learned from are sessions, not the histories of users."""
 
     @property
     def item_count(self) -> int:

@@ -71,7 +71,7 @@ def split_sequences(sequences: Sequences, split: Split) -> OfflineSet:
     else:
         made = _ranked(_leave_last_out(sequences))
     _check(made)
-    return made
+    return replace(made, of_sessions=sequences.kind is Kind.SESSIONS)
 
 
 def _by_users(sequences: Sequences, split: Split) -> OfflineSet:

@@ -83,6 +83,7 @@ def test_a_users_last_click_is_the_test_target_and_the_one_before_it_the_valid_o
     assert [named(made, q) for q in made.valid] == [(["i1", "i2"], ["i3"])]
     assert [len(rows) for rows in made.train.sequences] == [2, 0, 0]
     assert [len(rows) for rows in made.final_train.sequences] == [3, 1, 0]
+    assert not made.of_sessions
 
 
 def test_every_prefix_of_a_test_session_asks_for_the_next_click(tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ def test_every_prefix_of_a_test_session_asks_for_the_next_click(tmp_path: Path) 
     ]
     assert [named(made, q) for q in made.valid] == [(["a"], ["b"]), (["b"], ["c"])]  # the last two of twenty
     assert (len(made.train.sequences), len(made.final_train.sequences)) == (18, 20)
+    assert made.of_sessions
 
 
 def test_the_latest_clicks_of_all_users_are_asked_for() -> None:
