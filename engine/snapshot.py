@@ -23,7 +23,7 @@ from engine.ann import ItemIndex
 from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex, private_folder
-from engine.ann.index import Vectors
+from engine.ann.index import Rows, Vectors, top_places
 from engine.ann.live import Base, Build, with_room
 from engine.errors import IncompatibleVersion
 from engine.model.device import choose_device, use_threads
@@ -33,8 +33,9 @@ from engine.model.parts import INDEX, VersionParts
 from engine.model.registry import Registry
 from engine.settings import Settings
 
-_CANARIES, _CANARY_CLICKS, _CANARY_ITEMS = 16, 12, 10
+_CANARIES, _CANARY_TASTES, _CLICKS_OF_A_TASTE, _CANARY_ITEMS = 16, 3, 4, 10
 _CANARY_SEED = 20_190_417
+_SEEDS_AT_ONCE = 8
 
 log = structlog.get_logger()
 
@@ -128,9 +129,13 @@ def load_snapshot(
         room = None if parts.item_vectors is None else with_room(parts.item_vectors)
         # Before the index comes: the model has its own tensors, and the vectors have moved.
         parts = dataclasses.replace(parts, tensors={}, item_vectors=None)
-        index = None if room is None else _load_index(settings, version, room[: len(parts.item_ids)], model, file)
-    if model is not None and index is not None:
-        _ask_canaries(version, model, index)
+        index = None
+        if room is not None:
+            vectors = room[: len(parts.item_ids)]
+            queries = None if model is None else canary_interests(version, model, parts.item_ids, vectors)
+            index = _load_index(settings, version, vectors, queries, file)
+            if queries is not None:
+                _ask_canaries(version, queries, index)
     return ServingSnapshot(
         model_version=version,
         activation=activation,
@@ -151,13 +156,12 @@ def _load_model(settings: Settings, version: str, parts: VersionParts) -> Intere
     return InterestModel.load_parts(parts.config, parts.vocabulary, parts.tensors, device=device, version=version)
 
 
-def _load_index(settings: Settings, version: str, vectors: Vectors, model: InterestModel | None, file: Path) -> Base:
+def _load_index(settings: Settings, version: str, vectors: Vectors, queries: Vectors | None, file: Path) -> Base:
     if settings.index_backend == "exact":
         return _shown(ExactIndex(vectors, device=choose_device(settings.device)))
     if not file.exists():
         raise IncompatibleVersion(version, part="index.hnsw", got="absent", expected="present, or index_backend exact")
     graph = HnswIndex.load(file, vectors, ef=settings.index_ef, threads=settings.torch_threads)
-    queries = None if model is None else _canary_interests(version, model)
     if settings.index_backend == "hnsw" or queries is None or not len(queries):
         return _shown(graph)
     return _shown(_choose_index(settings, version, graph, queries))
@@ -207,17 +211,23 @@ def builder_of(settings: Settings, like: ItemIndex | None = None) -> Build:
     return partial(HnswIndex.build, ef=ef, threads=settings.torch_threads)
 
 
-def _canary_interests(version: str, model: InterestModel) -> Vectors:
-    """Return the (Q, D) interests of seeded windows of the vocabulary.
+def canary_interests(version: str, model: InterestModel, item_ids: Sequence[str], vectors: Vectors) -> Vectors:
+    """Return the (Q, D) interests of seeded windows, each of a few tastes: an item and those nearest to it.
+
+    Users' interests lie where items are. Those of windows drawn at random lie between, where a graph finds less: it
+    would be searched twice as widely as users need.
 
     Raises:
         IncompatibleVersion: there is nothing to make windows of, or what the model makes of them is not finite.
     """
-    known = model.vocabulary.item_ids
-    if not known:
+    if not item_ids:
         raise IncompatibleVersion(version, part="the number of items", got=0, expected="at least 1")
-    drawn = np.random.default_rng(_CANARY_SEED).integers(len(known), size=(_CANARIES, _CANARY_CLICKS))
-    found = model.interests([UserInput([known[row] for row in rows]) for rows in drawn.tolist()])
+    seeds = np.random.default_rng(_CANARY_SEED).integers(len(item_ids), size=_CANARIES * _CANARY_TASTES)
+    clicks = min(_CLICKS_OF_A_TASTE, len(item_ids))
+    parts = (seeds[start : start + _SEEDS_AT_ONCE] for start in range(0, len(seeds), _SEEDS_AT_ONCE))
+    tastes = np.concatenate([_nearest(vectors, part, clicks) for part in parts])
+    windows = tastes.reshape(_CANARIES, -1).tolist()
+    found = model.interests([UserInput([item_ids[row] for row in window]) for window in windows])
     if not np.isfinite(found.vectors).all() or not found.mask.any(axis=1).all():
         raise IncompatibleVersion(
             version, part="a canary window's interests", got="NaN or none", expected="finite ones"
@@ -226,10 +236,16 @@ def _canary_interests(version: str, model: InterestModel) -> Vectors:
     return used
 
 
-def _ask_canaries(version: str, model: InterestModel, index: ItemIndex) -> None:
+def _nearest(vectors: Vectors, seeds: Rows, count: int) -> Rows:
+    """Return (S, count) rows of the items with the greatest cosines with those in (S,) *seeds*, in no order."""
+    lengths = np.maximum(np.sqrt(np.vecdot(vectors, vectors)), np.finfo(np.float32).tiny)
+    return top_places((vectors[seeds] @ vectors.T) / lengths, count)
+
+
+def _ask_canaries(version: str, queries: Vectors, index: ItemIndex) -> None:
     """Check that the interests of seeded windows find items."""
     if not index.size:
         raise IncompatibleVersion(version, part="the number of items", got=0, expected="at least 1")
-    rows, scores = index.search(_canary_interests(version, model), min(_CANARY_ITEMS, index.size))
+    rows, scores = index.search(queries, min(_CANARY_ITEMS, index.size))
     if (rows < 0).any() or not np.isfinite(scores).all():
         raise IncompatibleVersion(version, part="a canary search", got="short or not finite", expected="items")

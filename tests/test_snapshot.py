@@ -18,9 +18,9 @@ from engine.model import UserInput
 from engine.model.parts import VersionParts
 from engine.model.registry import Registry
 from engine.settings import Settings
-from engine.snapshot import SnapshotHolder, builder_of, load_snapshot
+from engine.snapshot import SnapshotHolder, builder_of, canary_interests, load_snapshot
 from tests.builders import NOON_MS
-from tests.served import ITEM_IDS, make_parts, make_popular_snapshot, make_snapshot
+from tests.served import ITEM_IDS, make_model, make_parts, make_popular_snapshot, make_snapshot
 
 
 @pytest.fixture
@@ -71,6 +71,25 @@ def test_setting_chooses_what_searches(settings: Settings, backend: str, kind: t
     assert len(loaded.room) > len(loaded.index.vectors)
     assert np.shares_memory(loaded.room, loaded.index.vectors)
     assert (loaded.without_index().index, loaded.without_index().room) == (None, None)
+
+
+def test_canary_windows_are_of_items_that_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    ids, vectors = model.all_item_vectors()
+    windows: list[UserInput] = []
+    interests = model.interests
+    monkeypatch.setattr(model, "interests", lambda users: windows.extend(users) or interests(users))
+
+    queries, count = canary_interests("0001", model, ids, vectors), len(windows)
+
+    lengths = np.linalg.norm(vectors, axis=1)
+    cosines = vectors @ vectors.T / lengths / lengths[:, None]
+    tastes = [frozenset(np.argsort(-row)[:4].tolist()) for row in cosines]
+    rows = np.array([[ids.index(item_id) for item_id in window.item_ids] for window in windows]).reshape(-1, 4)
+    assert {frozenset(taste) for taste in rows.tolist()} <= set(tastes)
+    assert queries.shape[1] == vectors.shape[1]
+    np.testing.assert_array_equal(canary_interests("0001", model, ids, vectors), queries)
+    assert len(canary_interests("0001", model, ids[:1], vectors[:1])) == count
 
 
 def test_without_a_choice_the_faster_one_searches_and_is_named(settings: Settings):
