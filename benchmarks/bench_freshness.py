@@ -9,9 +9,6 @@ round trip: the time of one query of that user's list.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from report import at_most, conclude, machine
 
 BARS = {"p50": 0.3, "p99": 1.0}
 GIVE_UP_S = 20.0
@@ -35,9 +33,8 @@ def main() -> int:
         probes = [probe(client, f"probe-{run}-{number}", chosen.choice(items)) for number in range(arguments.probes)]
         bare = sorted(round_trip(client, f"probe-{run}-0") for _ in range(arguments.probes))
     figures = summarize(sorted(probes), bare)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    return show(figures)
+    show(figures)
+    return conclude(figures, arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,34 +104,21 @@ def summarize(probes: list[float], bare: list[float]) -> dict[str, Any]:
         "ratio_to_bare_query_p50": p50 / percentile(bare, 0.5),
         "mean_s": statistics.fmean(probes),
         "checks": [
-            {
-                "name": f"click to list {name}",
-                "value": value,
-                "must": f"<= {BARS[name]} s",
-                "holds": value <= BARS[name],
-            }
-            for name, value in (("p50", p50), ("p99", p99))
+            at_most(f"click to list {name}, s", value, BARS[name]) for name, value in (("p50", p50), ("p99", p99))
         ],
     }
-
-
-def machine() -> str:
-    return f"{os.cpu_count()} cores {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
 
 
 def percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def show(figures: dict[str, Any]) -> int:
+def show(figures: dict[str, Any]) -> None:
     p50_ms, p99_ms = figures["click_to_list_p50_s"] * 1000, figures["click_to_list_p99_s"] * 1000
     print(
         f"freshness ({figures['machine']}): {figures['probes']} probes, p50 {p50_ms:.0f} ms, p99 {p99_ms:.0f} ms; "
         f"a bare query p50 {figures['bare_query_p50_s'] * 1000:.1f} ms (ratio {figures['ratio_to_bare_query_p50']:.0f})"
     )
-    short = [check["name"] for check in figures["checks"] if not check["holds"]]
-    print("falls short: " + ", ".join(short) if short else "all checks hold")
-    return 1 if short else 0
 
 
 if __name__ == "__main__":

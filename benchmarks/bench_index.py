@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import platform
 import random
 import sys
 import threading
@@ -27,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from report import at_least, at_most, conclude, machine
 
 from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
@@ -54,16 +53,12 @@ CATEGORY_ITEMS = 200
 def main() -> int:
     arguments = parse_arguments()
     torch.set_num_threads(1)
-    words = f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, one thread searches"
+    words = machine("one thread searches")
     print(f"index ({words}), top {TOP} of D = {DIMENSIONS}")
     figures: dict[str, Any] = {"machine": words, "rest": rest(arguments)}
     figures["live"] = live(arguments)
     figures["checks"] = checks_of(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    short = [check["name"] for check in figures["checks"] if not check["holds"]]
-    print("falls short: " + ", ".join(short) if short else "all checks hold")
-    return 1 if short else 0
+    return conclude(figures, arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -360,15 +355,7 @@ def checks_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
         ("searches a second", run["users_per_s"] * INTERESTS, SEARCHES_PER_S, True),
         ("removed items in answers, and failures", run["stale"] + len(run["failures"]), 0, False),
     )
-    return [
-        {
-            "name": name,
-            "value": value,
-            "must": f"{'>=' if is_least else '<='} {bar:g}",
-            "holds": bool(value >= bar if is_least else value <= bar),
-        }
-        for name, value, bar, is_least in wanted
-    ]
+    return [(at_least if is_least else at_most)(name, value, bar) for name, value, bar, is_least in wanted]
 
 
 if __name__ == "__main__":

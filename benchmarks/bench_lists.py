@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cramjam
 import torch
-from bench_refresh import INTERESTS, Shop, machine, synthetic
+from bench_refresh import INTERESTS, Shop, described, synthetic
 
 from engine.ann.hnsw import HnswIndex
 from engine.catalog import Catalog
@@ -47,7 +47,7 @@ def main() -> int:
     ids, vectors = shop.model.all_item_vectors()
     graph = HnswIndex.build(vectors, threads=2)
     snapshot = ServingSnapshot("0001", 0, 0, shop.model, graph, ids, PopularLists())
-    print(f"lists ({machine(1)}), {arguments.items:,} items, {arguments.users} users")
+    print(f"lists ({described(1)}), {arguments.items:,} items, {arguments.users} users")
     figures = {size: weigh(shop, snapshot, size) for size in SIZES}
     print(
         f"{'items':>8}{'us a list':>12}{'us to encode':>14}{'bytes':>10}{'zstd':>9}{'stored':>9}{'time':>7}{'zstd':>7}"
@@ -60,7 +60,7 @@ def main() -> int:
             f"{found['stored']:9,.0f}{both_us / base_us:6.2f}x{found['zstd'] / base['zstd']:6.2f}x"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(1), "sizes": figures}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"machine": described(1), "sizes": figures}, indent=2) + "\n")
     return 0
 
 

@@ -33,7 +33,8 @@ from typing import Any
 import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from bench_freshness import headers, known_items, machine, percentile, reflects
+from bench_freshness import headers, known_items, percentile, reflects
+from report import at_most, conclude, machine
 
 from engine.events import ClickEvent, encode_click
 from engine.log import Message, Publisher
@@ -64,11 +65,7 @@ def main() -> int:
     if arguments.only != "steady":
         figures["overload"] = overload(shop, seconds=arguments.overload_seconds)
     figures["checks"] = checks_of(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    short = [check["name"] for check in figures["checks"] if not check["holds"]]
-    print("falls short: " + ", ".join(short) if short else "all checks hold")
-    return 1 if short else 0
+    return conclude(figures, arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -347,7 +344,7 @@ def checks_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
             ("overload, as fresh as before", found["normal_after_s"], NORMAL_WITHIN_S),
             ("overload, differences", found["differences"], 0.0),
         ]
-    return [{"name": name, "value": value, "must": f"<= {bar:g}", "holds": value <= bar} for name, value, bar in bars]
+    return [at_most(name, value, bar) for name, value, bar in bars]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_index import clustered
+from report import at_most, conclude, machine
 
 from engine.ann.hnsw import HnswIndex
 from engine.ann.live import LiveIndex, with_room
@@ -57,11 +57,9 @@ def main() -> int:
         run = dict(zip(STEPS, (save_index, weigh_index, save_versions, weigh_versions), strict=True))[arguments.step]
         run(arguments)
         return 0
-    words = (
-        f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-    )
-    print(f"memory of a process ({words})")
-    figures: dict[str, Any] = {"machine": words, "index": in_turn(arguments, STEPS[:2])}
+    figures: dict[str, Any] = {"machine": machine(f"torch {torch.__version__}")}
+    print(f"memory of a process ({figures['machine']})")
+    figures["index"] = in_turn(arguments, STEPS[:2])
     held = figures["index"]
     print(
         f"index of {arguments.items:,} items of D = 64: vectors and graph are {held['raw_bytes'] / 1e6:.0f} MB; a "
@@ -77,7 +75,7 @@ def main() -> int:
         f"{each['before_bytes'] / 1e6:.0f} MB without any"
     )
     figures["checks"] = [
-        {"name": f"index, {name}", "value": held[key], "must": f"<= {bar:g}", "holds": held[key] <= bar}
+        at_most(f"index, {name}", held[key], bar)
         for name, key, bar in (
             ("steady", "steady", STEADY),
             ("peak of a swap", "swap", PEAK),
@@ -86,11 +84,7 @@ def main() -> int:
             ("peak of a swap after a rebuild", "swap_after", PEAK),
         )
     ]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    short = [check["name"] for check in figures["checks"] if not check["holds"]]
-    print("falls short: " + ", ".join(short) if short else "all checks hold")
-    return 1 if short else 0
+    return conclude(figures, arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,9 +10,6 @@ engines that are restarted and scaled are in `make faults FAULT=rolling-restart`
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from report import at_least, at_most, conclude, machine
 from store_load import PARTITIONS, bytes_on_disk, fill, header_of
 
 from engine.settings import Settings
@@ -57,16 +55,15 @@ def main() -> int:
         **restored,
     }
     figures["checks"] = [
-        check("seconds to open the stores again", statistics.median(opened_s), most=MOST_OPEN_S),
-        check(
+        at_most("seconds to open the stores again", statistics.median(opened_s), MOST_OPEN_S),
+        at_least(
             "restore, of cp and sha256sum",
             statistics.median(restored["copied_s"]) / statistics.median(restored["restored_s"]),
-            least=LEAST_OF_COPY,
+            LEAST_OF_COPY,
         ),
     ]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    return show(figures)
+    show(figures)
+    return conclude(figures, arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,17 +78,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments.users = arguments.users or (50_000 if arguments.quick else 1_000_000)
     arguments.turns = arguments.turns or (1 if arguments.quick else 5)
     return arguments
-
-
-def machine() -> str:
-    return f"{os.cpu_count()} cores {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-
-
-def check(name: str, value: float, *, most: float | None = None, least: float | None = None) -> dict[str, Any]:
-    if most is not None:
-        return {"name": name, "value": value, "must": f"<= {most:g}", "holds": value <= most}
-    assert least is not None
-    return {"name": name, "value": value, "must": f">= {least:g}", "holds": value >= least}
 
 
 def in_own_process(directory: Path) -> float:
@@ -143,15 +129,12 @@ def restore(directory: Path, turns: int) -> dict[str, Any]:
     return {"restored_s": restored_s, "copied_s": copied_s}
 
 
-def show(figures: dict[str, Any]) -> int:
+def show(figures: dict[str, Any]) -> None:
     opened, of_copy = (check["value"] for check in figures["checks"])
     print(
         f"recovery ({figures['machine']}): stores of {figures['users']:,} users, {figures['bytes'] / 2**20:.0f} MiB, "
         f"opened again in {opened:.2f} s; restored at {of_copy:.2f} of cp and sha256sum"
     )
-    short = [check["name"] for check in figures["checks"] if not check["holds"]]
-    print("falls short: " + ", ".join(short) if short else "all checks hold")
-    return 1 if short else 0
 
 
 if __name__ == "__main__":

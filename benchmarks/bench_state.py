@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import resource
 import shutil
@@ -25,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from report import at_most, conclude, machine
 from rocksdict import Rdict
 from store_load import NOON_MS, PARTITIONS, bytes_on_disk, draw_click, fill, header_of, more_clicks, user_id
 
@@ -53,9 +52,8 @@ def main() -> int:
         shutil.rmtree(directory, ignore_errors=True)
     figures = {"machine": machine(), "clicks": arguments.clicks, "few": few, "many": many, "reads": reads}
     figures["checks"] = checks(few, many, reads)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    return show(figures)
+    show(figures)
+    return conclude(figures, arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,10 +70,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments.many = arguments.many or (200_000 if arguments.quick else 10_000_000)
     arguments.clicks = arguments.clicks or (50_000 if arguments.quick else 1_000_000)
     return arguments
-
-
-def machine() -> str:
-    return f"{os.cpu_count()} cores {platform.machine()}, {platform.system()}, Python {platform.python_version()}"
 
 
 def in_own_process(users: int, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
@@ -204,10 +198,10 @@ def checks(few: dict[str, Any], many: dict[str, Any], reads: dict[str, float]) -
         ("microseconds a full window", reads["full_us"], MOST_READ_US),
         ("microseconds the window of a user trimmed much", reads["trimmed_us"], MOST_READ_US),
     )
-    return [{"name": name, "value": value, "must": f"<= {bar:g}", "holds": value <= bar} for name, value, bar in bars]
+    return [at_most(name, value, bar) for name, value, bar in bars]
 
 
-def show(figures: dict[str, Any]) -> int:
+def show(figures: dict[str, Any]) -> None:
     reads = figures["reads"]
     growth = figures["checks"][0]["value"]
     print(
@@ -215,9 +209,6 @@ def show(figures: dict[str, Any]) -> int:
         f"{figures['many']['users']:,} users; a full window is read in {reads['full_us']:.0f} us, "
         f"one trimmed much in {reads['trimmed_us']:.0f} us"
     )
-    short = [check["name"] for check in figures["checks"] if not check["holds"]]
-    print("falls short: " + ", ".join(short) if short else "all checks hold")
-    return 1 if short else 0
 
 
 if __name__ == "__main__":
