@@ -29,7 +29,7 @@ from engine.processes import Child, child_environment, stop_all
 from engine.replay import replay
 from engine.sending import choose_source
 from engine.settings import PREFIX, Settings
-from engine.sources import EventSource
+from engine.sources import EventSource, Sessions
 from engine.sources.place import identity_of
 from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
@@ -135,6 +135,17 @@ def describe_source(source: EventSource) -> str:
     return f"Source: [bold]{source.name}[/bold] ({kind}), {source.click_count:,} clicks."
 
 
+def environment_of(settings: Settings, source: EventSource) -> dict[str, str]:
+    """Return the environment of the processes; sessions are learned as such unless a setting says otherwise."""
+    values: dict[str, object] = {
+        PREFIX + "DATA_DIR": settings.data_dir.resolve(),
+        "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+    }
+    if isinstance(source, Sessions) and "train_sessions" not in settings.model_fields_set:
+        values[PREFIX + "TRAIN_SESSIONS"] = "true"
+    return child_environment(values)
+
+
 def count_users(source: EventSource, clicks: int) -> int:
     """Return how many users made the first *clicks* clicks of *source*."""
     return len({click.user_id for click in islice(source.clicks(), clicks)})
@@ -198,12 +209,7 @@ class _System:
         self.total = min(source.click_count, options.click_limit or source.click_count)
         self.first_live = self.total - max(1, int(self.total * LIVE_SHARE))
         self.stopping = asyncio.Event()
-        environment = child_environment(
-            {
-                PREFIX + "DATA_DIR": settings.data_dir.resolve(),
-                "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
-            }
-        )
+        environment = environment_of(settings, source)
 
         def child(name: str, *arguments: str, niceness: int = 0) -> Child:
             log_path = settings.data_dir / "logs" / f"{name}.log"

@@ -20,8 +20,18 @@ from rich.console import Console
 from engine import up
 from engine.errors import ConfigError, SetupError
 from engine.settings import Settings
+from engine.sources import Sessions
 from engine.summary import Measured, observe, report, service_address, show_summary
-from engine.up import UpOptions, beside, claim_data_dir, count_users, describe_source, end_tasks, run_up
+from engine.up import (
+    UpOptions,
+    beside,
+    claim_data_dir,
+    count_users,
+    describe_source,
+    end_tasks,
+    environment_of,
+    run_up,
+)
 from tests.builders import ListSource, make_click
 from tests.conftest import free_port
 
@@ -118,6 +128,16 @@ def test_source_says_plainly_whether_it_is_simulated(simulated: bool, words: str
     source.simulated = simulated
 
     assert words in describe_source(source)
+
+
+def test_sessions_are_learned_as_such_unless_a_setting_says_otherwise(tmp_path: Path):
+    file = tmp_path / "train_sessions.txt"
+    file.write_text("a b\nb c\n")
+    name = "MINDSTREAM_TRAIN_SESSIONS"
+
+    assert environment_of(Settings(data_dir=tmp_path), Sessions(file))[name] == "true"
+    assert name not in environment_of(Settings(data_dir=tmp_path, train_sessions=False), Sessions(file))
+    assert name not in environment_of(Settings(data_dir=tmp_path), make_source())
 
 
 def test_users_are_counted_over_the_clicks_that_were_sent():
