@@ -214,8 +214,8 @@ def builder_of(settings: Settings, like: ItemIndex | None = None) -> Build:
 def canary_interests(version: str, model: InterestModel, item_ids: Sequence[str], vectors: Vectors) -> Vectors:
     """Return the (Q, D) interests of seeded windows, each of a few tastes: an item and those nearest to it.
 
-    Users' interests lie where items are. Those of windows drawn at random lie between, where a graph finds less: it
-    would be searched twice as widely as users need.
+    Users' interests lie where items are. Those of items drawn at random lie between clusters, where a graph finds less:
+    it would be searched more widely than users need.
 
     Raises:
         IncompatibleVersion: there is nothing to make windows of, or what the model makes of them is not finite.
