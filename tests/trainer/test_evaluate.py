@@ -161,6 +161,6 @@ def test_recall_on_online_retail_is_at_least_one_and_a_half_times_popular() -> N
     ]
     before, later = split_by_time(ClickLog(histories, {item.item_id: item for item in source.items()}), 0.1)
 
-    found = evaluate(train(before, MindConfig(), TrainOptions(epochs=1.0)), before, later)
+    found = evaluate(train(before, MindConfig(), TrainOptions(epochs=1.0, threads=1)), before, later)
 
     assert found.recall_at_50 >= 1.5 * found.popular_recall_at_50
