@@ -102,7 +102,7 @@ def train_samples(
         torch.manual_seed(options.seed)
         network = MindNetwork(config, vocabulary, torch.from_numpy(item_field_rows))
         if options.start_from_cooccurrence:
-            start_items(network, samples, seed=options.seed)
+            start_items(network, samples, horizon=options.horizon, seed=options.seed)
         network = network.to(device)
         checkpoint = None
         if checkpoints is not None:

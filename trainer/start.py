@@ -17,19 +17,22 @@ from engine.model.mind import MindNetwork
 from trainer.samples import Samples
 
 NEAR = 10
-"""Clicks of one user count as together up to this distance."""
+"""Clicks of one user count as together up to this distance, or as far as targets are drawn."""
 MOST_PAIRS = 20_000_000
-"""Of more clicks than a tenth of this the nearest pairs alone are counted, for time and memory."""
+"""Where there would be more, the nearest pairs alone are counted, for time and memory."""
 OVERSAMPLING = 32
 POWER_ITERATIONS = 5
 
 
-def start_items(network: MindNetwork, samples: Samples, *, seed: int) -> None:
-    """Set the item tables of *network* so that pooled item vectors are the factors of *samples*."""
+def start_items(network: MindNetwork, samples: Samples, *, horizon: int, seed: int) -> None:
+    """Set the item tables of *network* so that pooled item vectors are the factors of *samples*.
+
+    Clicks count as together up to `NEAR` or *horizon* apart: what is a target of one another, and no less.
+    """
     items = network.item_ids.num_embeddings - 1
     size = network.config.dimensions
     factors = torch.zeros(items + 1, size)
-    found = item_factors(samples, items=items, rank=size, seed=seed)
+    found = item_factors(samples, items=items, rank=size, reach=max(NEAR, horizon), seed=seed)
     factors[:, : found.shape[1]] = found
     rows = network.item_field_rows.cpu()
     number = (rows > 0).sum(dim=1, keepdim=True)
@@ -44,13 +47,13 @@ def start_items(network: MindNetwork, samples: Samples, *, seed: int) -> None:
         network.item_ids.weight.copy_(ids)
 
 
-def item_factors(samples: Samples, *, items: int, rank: int, seed: int) -> Tensor:
+def item_factors(samples: Samples, *, items: int, rank: int, reach: int, seed: int) -> Tensor:
     """Return the (N + 1, R) float32 start of each item, R at most *rank*; zero for row 0 and items with no neighbor.
 
     Eigenvectors by a randomized range finder (Halko et al. 2011) with power iterations, those of negative eigenvalues
     left out; lengths are the roots of what they would be, so that rare items are not too quiet to be heard.
     """
-    near = near_cosines(samples, items=items).sqrt()
+    near = near_cosines(samples, items=items, reach=reach).sqrt()
     mirrored = near.t().coalesce()
 
     def times(vectors: Tensor) -> Tensor:
@@ -73,13 +76,13 @@ def item_factors(samples: Samples, *, items: int, rank: int, seed: int) -> Tenso
     return heard
 
 
-def near_cosines(samples: Samples, *, items: int) -> Tensor:
+def near_cosines(samples: Samples, *, items: int, reach: int) -> Tensor:
     """Return the cosines of near co-occurrence, (N + 1, N + 1) sparse float32, each pair once with the lower row first.
 
-    Two items' sum of 1 / distance over all places where one user clicked both, by the geometric mean of what each of
-    them has with all others.
+    Two items' sum of 1 / distance over all places where one user clicked both, up to *reach* apart, by the geometric
+    mean of what each of them has with all others.
     """
-    reach = max(1, min(NEAR, MOST_PAIRS // max(len(samples.rows), 1)))
+    reach = max(1, min(reach, MOST_PAIRS // max(len(samples.rows), 1)))
     shape, ends, weights = (items + 1, items + 1), list[np.ndarray](), list[np.ndarray]()
     for distance in range(1, reach + 1):
         first, second = samples.rows[:-distance], samples.rows[distance:]

@@ -52,7 +52,7 @@ def test_nearer_clicks_weigh_more_and_of_many_clicks_the_nearest_pairs_are_count
 ) -> None:
     monkeypatch.setattr(start, "MOST_PAIRS", most_pairs)
 
-    found = near_cosines(samples_of(SEQUENCES), items=ITEMS).to_dense().numpy()
+    found = near_cosines(samples_of(SEQUENCES), items=ITEMS, reach=10).to_dense().numpy()
 
     assert not np.tril(found).any()
     np.testing.assert_allclose(found + found.T, plain_cosines(SEQUENCES, reach=reach), atol=1e-6)
@@ -67,7 +67,7 @@ def test_factors_are_the_leading_eigenvectors_of_the_roots(rank: int) -> None:
     expected = expected / np.sqrt(np.where(lengths > 0, lengths, 1))
     expected[[0, 4, 7, 8]] = 0.0
 
-    found = item_factors(samples_of(SEQUENCES), items=ITEMS, rank=rank, seed=3).numpy()
+    found = item_factors(samples_of(SEQUENCES), items=ITEMS, rank=rank, reach=10, seed=3).numpy()
 
     assert found.shape == (ITEMS + 1, min(rank, ITEMS + 1))
     assert not found[[0, 4, 7, 8]].any()
@@ -81,9 +81,9 @@ def test_an_item_without_neighbors_starts_among_its_like() -> None:
     network = MindNetwork(MindConfig(dimensions=6), vocabulary, rows)
     samples = samples_of(SEQUENCES)
 
-    start_items(network, samples, seed=3)
+    start_items(network, samples, horizon=3, seed=3)
 
-    factors = item_factors(samples, items=ITEMS, rank=6, seed=3)
+    factors = item_factors(samples, items=ITEMS, rank=6, reach=10, seed=3)
     pooled = network.pool_items(torch.arange(ITEMS + 1)).detach()
     for row in (1, 2, 3, 5, 6):
         torch.testing.assert_close(pooled[row], factors[row], atol=1e-5, rtol=1e-4)
@@ -92,7 +92,21 @@ def test_an_item_without_neighbors_starts_among_its_like() -> None:
     torch.testing.assert_close(pooled[8], factors[[3, 5, 6]].mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
+def test_what_is_a_target_of_one_another_counts_as_together() -> None:
+    vocabulary = Vocabulary.build(["i1", "i2", "i3"], {}, [])
+    network = MindNetwork(MindConfig(dimensions=4), vocabulary, torch.zeros(4, 0, dtype=torch.int64))
+    far = samples_of([(1, *[3] * 14, 2)])  # the first and the last click are fifteen apart
+    starts = {}
+
+    for horizon in (1, 14, 15):
+        start_items(network, far, horizon=horizon, seed=3)
+        starts[horizon] = network.item_ids.weight.detach().clone()
+
+    assert not torch.equal(starts[14], starts[15])
+    assert not torch.equal(starts[1], starts[14])
+
+
 def test_users_of_one_click_start_from_nothing_and_are_no_error() -> None:
-    found = item_factors(samples_of([(1,), (2,), (2,)]), items=2, rank=4, seed=1)
+    found = item_factors(samples_of([(1,), (2,), (2,)]), items=2, rank=4, reach=10, seed=1)
 
     assert not found.any()
