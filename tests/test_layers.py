@@ -67,7 +67,8 @@ MAY_IMPORT = {
     "engine.sending": LEAVES | {"engine.replay", "engine.simulate", "engine.sources"},
     "engine.audit": {"engine.errors", "engine.settings", "engine.audit"},
     "trainer": LEAVES | {"engine.model", "engine.ann", "engine.recall", "trainer"},
-    "trainer.offline": LEAVES | {"engine.model", "engine.recall", "engine.sources", "engine.options", "trainer"},
+    "trainer.offline": LEAVES
+    | {"engine.model", "engine.ann", "engine.recall", "engine.sources", "engine.options", "trainer"},
 }
 LIBRARY_OWNERS = {
     "faust": {"engine.streams"},

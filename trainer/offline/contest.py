@@ -20,9 +20,9 @@ from trainer.offline.export import export_vectors
 from trainer.offline.metrics import judge
 from trainer.offline.neural import InterestMethod, single_vector, train_method, with_extractor
 from trainer.offline.options import BenchOptions
+from trainer.offline.recall import Recalled, recall_lists
 from trainer.offline.results import Judged, Row, judge_answers
 from trainer.offline.search import Answers, Method, answer
-from trainer.offline.served import served_lists
 from trainer.offline.sets import OfflineSet, Part
 from trainer.offline.two_tower import TwoTower
 from trainer.options import TrainOptions
@@ -90,7 +90,7 @@ class Contest:
         judged = []
         for seed in self._seeds(options):
             method, seconds = self._train("single vector", (config, self._timed(options, seed)))
-            judged.append(self._judge(self._answer(method), seconds=seconds))
+            judged.append(self._judge(self._recall(method).answers, seconds=seconds))
         return Row("single vector", False, judged, "YouTube DNN: mean of clicks, ReLU layers, sampled softmax")
 
     def _timed_tower(self) -> TwoTower:
@@ -158,27 +158,29 @@ class Contest:
             seconds=seconds,
         )
 
-    def _judge_model(self, method: InterestMethod, *, seconds: float) -> Judged:
-        questions = self._questions
-        answers = self._answer(method)
-        judged = self._judge(answers, seconds=seconds)
-        with self._display.phase(f"{method.name} as served") as advance:
-            served = served_lists(
+    def _recall(self, method: InterestMethod) -> Recalled:
+        with self._display.phase(f"{method.name} answers") as advance:
+            return recall_lists(
                 method,
-                questions,
+                self._questions,
                 item_ids=self._set.item_ids,
                 limits=self._limits,
                 on_done=lambda done, total: advance(done, total, ""),
             )
-        figures = judge(served, questions)
+
+    def _judge_model(self, method: InterestMethod, *, seconds: float) -> Judged:
+        questions = self._questions
+        found = self._recall(method)
+        judged = self._judge(found.answers, seconds=seconds)
+        served = judge(found.served, questions)
         if self._categories is not None:
-            figures |= category_figures(served, questions, self._categories)
-        vectors, used = method.users(questions)
+            served |= category_figures(found.served, questions, self._categories)
+        interests = interest_figures(found.vectors, found.used, found.answers.excluded, method.item_vectors)
         cold = judge_cold(method, self._set, self._part, questions)
         return replace(
             judged,
-            extra=judged.extra | interest_figures(vectors, used, answers.excluded, method.item_vectors),
-            served=figures,
+            extra=judged.extra | interests,
+            served=served,
             cold=None if cold is None else cold.to_dict(),
         )
 

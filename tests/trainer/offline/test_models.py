@@ -19,8 +19,8 @@ from trainer.offline.arrays import training_arrays
 from trainer.offline.cold import cold_rows, judge_cold, withhold
 from trainer.offline.export import export_vectors
 from trainer.offline.neural import InterestMethod, interest_scores, train_method, with_extractor
+from trainer.offline.recall import recall_lists
 from trainer.offline.search import answer
-from trainer.offline.served import served_lists
 from trainer.offline.sets import OfflineSet, Part
 from trainer.offline.two_tower import TwoTower
 from trainer.options import TrainOptions
@@ -105,7 +105,7 @@ def test_served_lists_obey_floor_and_cap_and_leave_the_history_out(
 ) -> None:
     made, method = trained
 
-    lists = served_lists(method, made.test, item_ids=made.item_ids, limits=KEPT)
+    lists = recall_lists(method, made.test, item_ids=made.item_ids, limits=KEPT).served
 
     for rows, question in zip(lists, made.test, strict=True):
         inside = rows[rows > 0].tolist()
@@ -116,9 +116,9 @@ def test_served_lists_obey_floor_and_cap_and_leave_the_history_out(
 def test_without_floor_and_cap_the_served_list_is_the_exact_one(trained: tuple[OfflineSet, InterestMethod]) -> None:
     made, method = trained
 
-    lists = served_lists(method, made.test, item_ids=made.item_ids, limits=ListLimits(size=50, floor=0.0, cap=1.0))
+    found = recall_lists(method, made.test, item_ids=made.item_ids, limits=ListLimits(size=50, floor=0.0, cap=1.0))
 
-    assert lists.tolist() == answer(method, made.test, items=made.item_count).excluded.tolist()
+    assert found.served.tolist() == found.answers.excluded.tolist()
 
 
 def test_an_outside_evaluator_finds_our_lists_in_the_export(

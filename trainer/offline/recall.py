@@ -1,0 +1,121 @@
+"""What a model's interests recall: the exact lists, and those an engine would serve, from one search.
+
+Each interest in use finds its best items, as many more than a list holds as the history could take away; all that a
+user's interests found is then scored by every one of them. An item of the best fifty is among the best fifty of the
+interest that scores it best, so nothing is missed, and no score of the many others is kept.
+
+The search is exact here; an engine's index may miss a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.ann.exact import ExactIndex
+from engine.ann.index import NO_ROW
+from engine.ann.pooled import score_by_best
+from engine.errors import UnusableInterests
+from engine.item_rows import ItemRows
+from engine.recall import Candidates, ListLimits, merge_many
+from trainer.offline.neural import InterestMethod
+from trainer.offline.search import TOP, Answers, OnDone, flat_histories
+from trainer.offline.sets import Question
+
+QUESTIONS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """The lists of one model for Q questions, and the interests that they come from."""
+
+    answers: Answers
+    served: np.ndarray
+    """(Q, 50) int64 item rows, best first, merged with floors and caps, the history left out; 0 where they ran out."""
+    vectors: np.ndarray
+    """(Q, K, D) float32 interests."""
+    used: np.ndarray
+    """(Q, K) bool, True for those in use."""
+
+
+def recall_lists(
+    method: InterestMethod,
+    questions: Sequence[Question],
+    *,
+    item_ids: Sequence[str],
+    limits: ListLimits,
+    on_done: OnDone | None = None,
+) -> Recalled:
+    """Return the lists of *method* for all *questions*.
+
+    Args:
+        method: scores by the best inner product of interests in use.
+        questions: whose lists.
+        item_ids: ids of the rows from 1, which break ties among what is served.
+        limits: size, floor and cap of what is served.
+        on_done: called with the questions answered so far and all of them.
+
+    Raises:
+        UnusableInterests: an interest is not finite.
+    """
+    vectors, used = method.users(questions)
+    bad = int((~np.isfinite(vectors)).any(axis=(1, 2)).sum())
+    if bad:
+        raise UnusableInterests(f"({method.name}, being evaluated)", users=bad, of=len(questions))
+    index = ExactIndex(method.item_vectors, rows=np.flatnonzero(method.has_vector))
+    items = ItemRows(["", *item_ids])  # padding stands in row 0 here, and is never found
+    row_of = {item: row for row, item in enumerate(item_ids, start=1)}
+    kept, excluded, served = (np.zeros((len(questions), TOP), dtype=np.int64) for _ in range(3))
+    for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+        part = slice(start, start + QUESTIONS_AT_ONCE)
+        found = _candidates(index, vectors[part], used[part], questions[part])
+        kept[part] = _best(found.scores, found.rows)
+        scores = _without_histories(found, questions[part])
+        excluded[part] = _best(scores, found.rows)
+        lists = merge_many(
+            Candidates(found.rows, scores, found.slots),
+            [np.flatnonzero(own).tolist() for own in used[part]],
+            items=items,
+            unavailable=np.zeros(len(items), dtype=np.bool_),
+            seen=[()] * len(found.rows),
+            limits=limits,
+        )
+        for place, ranked in enumerate(lists, start=start):
+            served[place, : len(ranked)] = [row_of[item.item_id] for item in ranked]
+        if on_done is not None:
+            on_done(start + len(lists), len(questions))
+    return Recalled(Answers(kept, excluded), served, vectors, used)
+
+
+def _candidates(index: ExactIndex, vectors: np.ndarray, used: np.ndarray, questions: Sequence[Question]) -> Candidates:
+    """Return all that could stand in a list of B questions, each row of a question once; -1 fills the places left."""
+    longest = max(len(np.unique(question.history)) for question in questions)
+    depth = min(TOP + longest, index.size)
+    rows = np.full((*used.shape, depth), NO_ROW, dtype=np.int64)
+    rows[used] = index.candidates(vectors[used], depth)
+    rows = np.sort(rows.reshape(len(used), -1), axis=1)
+    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = NO_ROW
+    scores, best = score_by_best(index.vectors, vectors, used, rows)
+    places = np.maximum(np.cumsum(used, axis=1) - 1, 0)  # a slot is counted among those in use
+    return Candidates(rows, scores, np.take_along_axis(places, best, axis=1))
+
+
+def _without_histories(found: Candidates, questions: Sequence[Question]) -> np.ndarray:
+    """Return the scores with -inf at the items of each question's history."""
+    places, rows = flat_histories(questions)
+    width = 1 + max(int(found.rows.max(initial=0)), int(rows.max(initial=0)))
+    asked = np.arange(len(questions))[:, None] * width + found.rows
+    is_seen = np.isin(asked, places * width + rows) & (found.rows != NO_ROW)
+    scores: np.ndarray = np.where(is_seen, -np.inf, found.scores).astype(np.float32)
+    return scores
+
+
+def _best(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the (B, 50) rows of the greatest scores, best first, ties by ascending row; 0 fills the places left."""
+    order = np.lexsort((rows, -scores), axis=1)[:, :TOP]
+    found = np.zeros((len(rows), TOP), dtype=np.int64)
+    best, values = (np.take_along_axis(part, order, axis=1) for part in (rows, scores))
+    found[:, : best.shape[1]] = np.where(np.isfinite(values), best, 0)
+    return found
