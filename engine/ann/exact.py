@@ -85,7 +85,7 @@ class ExactIndex:
         """Return the (Q, k) places of the best; of items equal at the last of them, the first ones."""
         with torch.inference_mode():
             scores = torch.as_tensor(queries, device=self._items.device) @ self._items.T
-            rows, crowded = (_top_of_blocks if _has_many_blocks(scores, k) else _top)(scores, k)
+            rows, crowded = greatest(scores, k)
             for query in torch.nonzero(crowded).flatten().tolist():
                 rows[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
             return np.asarray(rows.cpu().numpy(), dtype=np.int64)
@@ -101,13 +101,17 @@ def _shared(vectors: Vectors) -> Tensor:
     return torch.from_numpy(view)
 
 
-def _has_many_blocks(scores: Tensor, k: int) -> bool:
-    """Whether looking at blocks first is faster; a GPU is fast enough, and has its own way."""
-    return scores.device.type == "cpu" and scores.shape[1] // _BLOCK > 2 * k
+def greatest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the (Q, k) places of the greatest of (Q, n) *scores*, in no order, and whether others equal the last.
+
+    Where more than k are as great as the last of them, which are returned is left open.
+    """
+    # Looking at blocks first is faster where there are many; a GPU is fast enough, and has its own way.
+    has_many_blocks = scores.device.type == "cpu" and scores.shape[1] // _BLOCK > 2 * k
+    return (_top_of_blocks if has_many_blocks else _top)(scores, k)
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the places of the *k* greatest of each row, and (Q,) whether others equal the last of them."""
     best, places = torch.topk(scores, k, dim=1)
     return places, (scores >= best[:, -1:]).sum(dim=1) > k
 

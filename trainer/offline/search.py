@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.ann.exact import greatest
 from engine.errors import UnusableInterests
 from trainer.offline.sets import Question
 
@@ -99,11 +100,12 @@ def top_rows(scores: Tensor, count: int) -> np.ndarray:
     Positions scored -inf are none; 0 fills the places that are left.
     """
     found = min(count, scores.shape[1])
-    values, rows = torch.topk(scores, found, dim=1)
-    # topk breaks ties as it likes: where more items than fit score like the last one, the rows are ranked exactly.
-    tied = ((scores >= values[:, -1:]).sum(dim=1) > found) & (values[:, -1] > -torch.inf)
-    if tied.any():
-        rows[tied] = _exact_rows(scores[tied], values[tied])
+    rows, crowded = greatest(scores, found)
+    values = scores.gather(1, rows)
+    least = values.amin(dim=1, keepdim=True)
+    tied = crowded & (least.squeeze(1) > -torch.inf)
+    if tied.any():  # items that score like the last one are ranked exactly
+        rows[tied] = _exact_rows(scores[tied], least[tied], found)
         values[tied] = scores[tied].gather(1, rows[tied])
     rows, order = rows.sort(dim=1)
     values, by_score = values.gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -113,15 +115,15 @@ def top_rows(scores: Tensor, count: int) -> np.ndarray:
     return answer
 
 
-def _exact_rows(scores: Tensor, least: Tensor) -> Tensor:
+def _exact_rows(scores: Tensor, least: Tensor, count: int) -> Tensor:
     """Return the (B, count) ascending positions of what is above *least*, and of the first that equal it.
 
     Args:
         scores: (B, N) float32.
-        least: (B, count) float32, the greatest values of each row, descending.
+        least: (B, 1) float32, the last of the greatest values of each row.
+        count: how many those are.
     """
-    edge = least[:, -1:]
-    above, equal = scores > edge, scores == edge
-    missing = least.shape[1] - above.sum(dim=1, keepdim=True)
+    above, equal = scores > least, scores == least
+    missing = count - above.sum(dim=1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
-    return chosen.nonzero()[:, 1].view(len(scores), least.shape[1])
+    return chosen.nonzero()[:, 1].view(len(scores), count)

@@ -41,14 +41,18 @@ def test_equal_scores_go_by_ascending_row_also_at_the_edge_of_the_list() -> None
     assert top_rows(scores, 8).tolist() == [[2, 5, 1, 3, 4, 0, 6, 7]]
 
 
-def test_top_rows_agree_with_sorting_by_score_and_row() -> None:
+@pytest.mark.parametrize(("items", "levels"), [(200, 5), (5_000, 5), (5_000, 3_000)])
+def test_top_rows_agree_with_sorting_by_score_and_row(items: int, levels: int) -> None:
     random = np.random.default_rng(1)
-    scores = random.integers(-4, 5, size=(50, 200)).astype(np.float32) / 3  # many ties, both signs
+    scores = random.integers(-levels, levels, size=(50, items)).astype(np.float32) / 3  # ties, both signs
+    scores[random.random(scores.shape) < 0.5] = -np.inf
+    scores[7], scores[8, 20:] = -np.inf, -np.inf
 
     found = top_rows(torch.from_numpy(scores.copy()), 30)
 
-    expected = [sorted(range(200), key=lambda row: (-line[row], row))[:30] for line in scores]
-    assert found.tolist() == expected
+    for line, rows in zip(scores, found.tolist(), strict=True):
+        expected = sorted(np.flatnonzero(np.isfinite(line)).tolist(), key=lambda row: (-line[row], row))[:30]
+        assert rows == expected + [0] * (30 - len(expected))
 
 
 def test_a_score_that_is_no_number_is_an_error_and_not_a_list() -> None:
