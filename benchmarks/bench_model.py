@@ -1,19 +1,21 @@
 """How fast the model learns and answers, against plain eager PyTorch in the same process.
 
-Three parts, each a ratio of medians over alternating runs on one thread:
+Four parts, each a ratio of medians over alternating runs on one thread:
 a training step (128 windows of 20 clicks, 12,000 items, D = 64, K = 4, 1,280 negatives), routing of a batch of windows
-(B = 1,024, L = 50, D = 64, K = 4) and of the engine's micro-batches; and, where a CUDA device is at hand, the windows
-of a large shop on it, also against the time that copying the bytes alone would take.
+(B = 1,024, L = 50, D = 64, K = 4) and of the engine's micro-batches, an evaluation of 512 test users, from windows to
+figures; and, where a CUDA device is at hand, the windows of a large shop on it, also against the time that copying the
+bytes alone would take.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,20 @@ from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork
 from engine.model.routing import count_interests
+from engine.recall import ListLimits
+from engine.settings import Settings
+from trainer.offline.metrics import judge
+from trainer.offline.neural import InterestMethod
+from trainer.offline.recall import recall_lists
+from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.options import TrainOptions
 from trainer.presets import paper
 from trainer.samples import Samples
 from trainer.steps import Steps
 
 ITEMS, DIMENSIONS, INTERESTS = 12_000, 64, 4
-BARS = (("training step", "training", 3.0), ("batch inference", "inference", 2.5))
+TOP, TARGETS = 50, 10
+BARS = (("training step", "training", 3.0), ("batch inference", "inference", 2.5), ("evaluation", "evaluation", 3.0))
 GPU_WINDOWS = 10_000_000
 
 
@@ -47,6 +56,7 @@ def main() -> int:
         "inference": inference(repeats),
     }
     figures["micro_batches"] = micro_batches(repeats)
+    figures["evaluation"] = evaluation(repeats)
     figures["gpu"] = on_a_gpu(arguments.quick) if torch.cuda.is_available() else "left out: no CUDA device here"
     figures["checks"] = [
         at_least(f"{name}, times the eager reference", figures[part]["ratio"], bar) for name, part, bar in BARS
@@ -214,6 +224,78 @@ def eager_answer(
         return interests
 
     return answer
+
+
+def evaluation(repeats: int) -> dict[str, float]:
+    """Return questions a second, from windows to Recall, HitRate, NDCG and MRR; ours makes three lists of each.
+
+    The reference makes one, as public code does: a search by all interests, then users one by one in Python.
+    """
+    random = np.random.default_rng(5)
+    questions = [
+        Question(str(user), random.integers(1, ITEMS + 1, size=50), np.unique(random.integers(1, ITEMS + 1, TARGETS)))
+        for user in range(512)
+    ]
+    ours, eager = our_evaluation(questions), eager_evaluation(questions)
+    ours_s, eager_s = alternate([ours, eager], max(3, repeats // 5), rounds=1)
+    return {
+        "eager_questions_per_s": len(questions) / eager_s,
+        "ours_questions_per_s": len(questions) / ours_s,
+        "ratio": eager_s / ours_s,
+    }
+
+
+def our_evaluation(questions: Sequence[Question]) -> Callable[[], object]:
+    """Return what `mindstream evaluate` does with the questions: lists with and without the history, and as served."""
+    config = MindConfig(dimensions=DIMENSIONS, hidden=(DIMENSIONS,), general_interest=False, dynamic_interests=False)
+    model = InterestModel(MindNetwork(config, words(), torch.zeros(ITEMS + 1, 0, dtype=torch.int64)), words())
+    part = Part([question.history for question in questions], [question.user_id for question in questions])
+    made = OfflineSet("drawn", "comirec", words().item_ids, part, part, questions, questions)
+    method = InterestMethod(model, made, name="drawn")
+    limits = ListLimits.of(Settings(list_size=TOP, max_query_items=TOP))
+
+    def evaluate() -> dict[str, np.ndarray]:
+        found = recall_lists(method, questions, item_ids=made.item_ids, limits=limits)
+        return judge(found.answers.kept, questions)
+
+    return evaluate
+
+
+def eager_evaluation(questions: Sequence[Question]) -> Callable[[], object]:
+    model = EagerMind(items=ITEMS, dimensions=DIMENSIONS, interests=INTERESTS, layers=(DIMENSIONS,), repeats=False)
+    rows = torch.from_numpy(np.stack([question.history for question in questions]))
+    wanted = [set(question.targets.tolist()) for question in questions]
+
+    @torch.inference_mode()
+    def evaluate() -> list[tuple[float, float, float, float]]:
+        figures = []
+        for start in range(0, len(rows), 128):
+            interests = model(rows[start : start + 128])  # (B, K, D)
+            scores, found = torch.topk(interests.flatten(0, 1) @ model.items.weight.T, TOP, dim=1)
+            by_user = zip(*(part.view(-1, INTERESTS * TOP).tolist() for part in (scores, found)), strict=True)
+            for targets, (values, items) in zip(wanted[start : start + 128], by_user, strict=True):
+                figures.append(eager_figures(values, items, targets))
+        return figures
+
+    return evaluate
+
+
+def eager_figures(
+    values: Sequence[float], items: Sequence[int], targets: set[int]
+) -> tuple[float, float, float, float]:
+    """Return Recall, HitRate, NDCG and MRR of one user's items, the best of each taken, in plain Python."""
+    ranked: list[int] = []
+    held = {0}
+    for item, _value in sorted(zip(items, values, strict=True), key=lambda pair: -pair[1]):
+        if item not in held:
+            held.add(item)
+            ranked.append(item)
+            if len(ranked) == TOP:
+                break
+    places = [place for place, item in enumerate(ranked) if item in targets]
+    gain = sum(1 / math.log2(place + 2) for place in places)
+    ideal = sum(1 / math.log2(place + 2) for place in range(min(TOP, len(targets))))
+    return len(places) / len(targets), float(bool(places)), gain / ideal, 1 / (places[0] + 1) if places else 0.0
 
 
 def alternate(runs: list[Callable[[], object]], repeats: int, *, rounds: int) -> list[float]:
