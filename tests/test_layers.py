@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAVES = {
     "engine.errors",
+    "engine.durable",
     "engine.event_types",
     "engine.events",
     "engine.window",
@@ -37,12 +38,13 @@ ENGINE_CORE = {
     "engine.recall_audit",
 }
 MAY_IMPORT = {
-    "engine.model": {"engine.errors", "engine.event_types", "engine.model"},
-    "engine.ann": {"engine.errors", "engine.metrics", "engine.ann"},
+    "engine.model": {"engine.errors", "engine.durable", "engine.event_types", "engine.model"},
+    "engine.ann": {"engine.errors", "engine.durable", "engine.metrics", "engine.ann"},
     "engine.store": LEAVES | {"engine.store"},
     "engine.log": LEAVES | {"engine.log"},
     "engine.pulse": {"engine.errors"},
     "engine.item_rows": set(),
+    "engine.durable": set(),
     "engine.popular": {"engine.recall"},
     "engine.recaller": LEAVES | ENGINE_CORE | {"engine.model", "engine.ann"},
     "engine.recall_audit": LEAVES | {"engine.ann"},

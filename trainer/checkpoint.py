@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.durable import sync
 from engine.errors import ConfigError
 from engine.model import MindConfig, Vocabulary
 from engine.model.mind import MindNetwork
@@ -83,9 +84,9 @@ class Checkpoint:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, beside, {HEADER: json.dumps(values)})
-            _sync(beside)
+            sync(beside)
             beside.replace(self.path)
-            _sync(self.path.parent)
+            sync(self.path.parent)
         except OSError as error:
             raise ConfigError(
                 "the checkpoint folder", got=str(self.path.parent), expected=f"writable ({error})"
@@ -189,11 +190,3 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

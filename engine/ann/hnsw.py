@@ -41,6 +41,7 @@ from engine.ann.index import (
     own_rows,
     rank,
 )
+from engine.durable import sync
 from engine.errors import DamagedIndex
 
 M = 16
@@ -240,8 +241,7 @@ class HnswIndex:
             self._graph.save_index(str(path))
         except RuntimeError as error:
             raise DamagedIndex(path, problem=f"hnswlib says: {error}") from error
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
         size, expected = path.stat().st_size, self._graph.index_file_size()
         # hnswlib counts no upper levels of an empty graph, and says nothing of a disk that is full.
         if self.size and size != expected:

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from engine.durable import sync, write_through
 from engine.errors import ConfigError, DamagedVersion, RegistryUnusable, UnknownVersion
 from engine.model.parts import (
     INDEX,
@@ -183,8 +184,8 @@ class Registry:
         unfinished.mkdir(parents=True)
         try:
             for name, content in files.items():
-                _write_through(unfinished / name, content)
-            _sync_directory(unfinished)
+                write_through(unfinished / name, content)
+            sync(unfinished)
             # Renaming onto a directory that holds something fails: only one publisher gets a number.
             unfinished.rename(self._path(version))
         except OSError:
@@ -192,7 +193,7 @@ class Registry:
             if Path(self._path(version)).exists():
                 return False
             raise
-        _sync_directory(Path(self._root))
+        sync(Path(self._root))
         return True
 
     def _claim(self, version: str) -> bool:
@@ -299,18 +300,3 @@ def _remove_abandoned(root: Path, *, now_s: float) -> None:
     for left in root.glob(f"{_UNFINISHED}*"):
         if left.stat().st_mtime < now_s - _ABANDONED_AFTER_S:
             shutil.rmtree(left)
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,6 +30,7 @@ import fsspec
 import msgspec
 import structlog
 
+from engine.durable import sync
 from engine.errors import CheckpointsUnusable, ConfigError, DamagedCheckpoint
 from engine.store.header import StoreHeader, first_difference
 
@@ -130,7 +131,7 @@ class Checkpoints:
             folder.mkdir(parents=True)
             for file in checkpoint.files:
                 self._fetch_file(checkpoint, f"{files_at}/{file.sha256}", file, folder / file.name)
-            _sync_directory(folder)
+            sync(folder)
 
     def verify(self, checkpoint: Checkpoint) -> None:
         """Read every file of *checkpoint* and compare it with the manifest; nothing is changed.
@@ -267,7 +268,7 @@ class Checkpoints:
             unfinished.rename(place)
         finally:
             unfinished.unlink(missing_ok=True)
-        _sync_directory(place.parent)
+        sync(place.parent)
 
     def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError):  # another worker was first
@@ -362,11 +363,3 @@ def _digest(source: BinaryIO, copy: BinaryIO | None = None, *, limit: int | None
         if copy is not None:
             copy.write(chunk)
     return size, digest.hexdigest()
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
