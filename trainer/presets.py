@@ -53,12 +53,12 @@ def paper() -> Preset:
 def recommended(*, sessions: bool = False) -> Preset:
     """Return what is worth serving, and what `mindstream train` makes: the defaults of both classes.
 
-    With *sessions*, which end after a few clicks, the next clicks are all there is to learn: a near horizon, hard
+    With *sessions*, which end after a few clicks, the next click is all there is to learn: no farther horizon, hard
     negatives and less dropout, as docs/model.md measures them.
     """
     options = TrainOptions()
     if sessions:
-        options = replace(options, horizon=2, hardness=1.0, click_dropout=0.1, behavior_dropout=0.1)
+        options = replace(options, horizon=1, hardness=1.0, click_dropout=0.1, behavior_dropout=0.1)
     return MindConfig(), options
 
 

@@ -26,11 +26,11 @@ def test_recommended_is_what_the_classes_have_as_defaults() -> None:
     assert recommended() == (MindConfig(), TrainOptions())
 
 
-def test_sessions_are_learned_by_their_next_clicks_with_the_same_model() -> None:
+def test_sessions_are_learned_by_their_next_click_alone_with_the_same_model() -> None:
     config, options = preset_of("recommended", sessions=True)
 
     assert config == MindConfig()
-    assert options.horizon < TrainOptions().horizon
+    assert options.horizon == 1
     assert preset_of("recommended", sessions=False) == recommended()
     assert preset_of("paper", sessions=True) == preset_of("paper", sessions=False) == paper()
 
