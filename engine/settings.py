@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     keep_versions: int = Field(default=20, ge=2, le=100_000)
     """Trained versions the registry keeps; a publishing trainer deletes older ones, never the parent of the new one."""
     train_sessions: bool = False
-    """Whether users are sessions, which end after a few clicks: training then looks at the next clicks alone."""
+    """Whether users are sessions, which end after a few clicks: training then looks at the next click alone."""
     train_batch_size: int = Field(default=512, ge=8, le=65_536)
     """Samples of one training step."""
     train_epochs: float = Field(default=3.0, gt=0.0, le=1_000.0)

@@ -72,7 +72,7 @@ def load_set(options: BenchOptions, display: Display) -> OfflineSet:
         f"{len(made.valid):,} valid and {len(made.test):,} test questions, {made.item_count:,} items"
     )
     if made.of_sessions and options.preset == "recommended":
-        display.say("  sessions: the preset learns their next clicks")
+        display.say("  sessions: the preset learns their next click")
     for remark in made.remarks:
         display.say(f"  {remark}")
     return made
