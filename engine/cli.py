@@ -19,7 +19,16 @@ import typer
 
 from engine.errors import ConfigError, EngineError
 from engine.logs import configure_logs
-from engine.options import ItemColumn, TimeColumn, TimeUnit, UserColumn
+from engine.options import (
+    CategoryColumn,
+    EventTypeColumn,
+    ItemColumn,
+    ProfileColumns,
+    TimeColumn,
+    TimeUnit,
+    UserColumn,
+    WeightColumn,
+)
 from engine.settings import Settings, load_settings
 from trainer.offline.command import evaluate
 
@@ -196,11 +205,11 @@ def replay(
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
     time_unit: Annotated[TimeUnit, typer.Option(help="Unit of the time column.")] = TimeUnit.AUTO,
-    event_type_column: Annotated[str | None, typer.Option(help="Column with the event type.")] = None,
-    weight_column: Annotated[str | None, typer.Option(help="Column with the weight.")] = None,
-    profile_column: Annotated[list[str] | None, typer.Option(help="Column of the profile; repeatable.")] = None,
+    event_type_column: EventTypeColumn = None,
+    weight_column: WeightColumn = None,
+    profile_column: ProfileColumns = None,
     title_column: Annotated[str | None, typer.Option(help="Column with the item's title.")] = None,
-    category_column: Annotated[str | None, typer.Option(help="Column with the item's category.")] = None,
+    category_column: CategoryColumn = None,
 ) -> None:
     """Send a data set, or the simulated shop, into `clicks` and `items`."""
     from engine.sending import run_replay

@@ -31,7 +31,7 @@ def training_arrays(made: OfflineSet, part: Part, config: MindConfig) -> tuple[S
     profile_rows, profile_numbers = encode_profiles(profiles, vocabulary.profile_fields)
     samples = Samples(
         rows=new_row[part.flat()],
-        strengths=click_strengths(np.ones(len(users), dtype=np.float32), config),
+        strengths=click_strengths(part.flat_weights(), config),
         users=users,
         starts=np.append(0, np.cumsum(lengths))[:-1],
         profile_rows=profile_rows,
@@ -44,9 +44,13 @@ def training_arrays(made: OfflineSet, part: Part, config: MindConfig) -> tuple[S
 def user_inputs(made: OfflineSet, questions: Sequence[Question], *, max_clicks: int) -> list[UserInput]:
     """Return what the model sees of each question; of a history the newest clicks that it could use."""
     ids = made.item_ids
+    newest = slice(-4 * max_clicks, None)  # the model skips unknown items, so it may take more to find as many known
     return [
-        # Unknown items are skipped by the model, so more than max_clicks may be needed to find as many known ones.
-        UserInput([ids[row - 1] for row in question.history[-4 * max_clicks :].tolist()], profile=question.profile)
+        UserInput(
+            [ids[row - 1] for row in question.history[newest].tolist()],
+            weights=() if question.weights is None else question.weights[newest].tolist(),
+            profile=question.profile,
+        )
         for question in questions
     ]
 

@@ -8,7 +8,7 @@ the history, newer clicks weighing more, ties by how often it was clicked in tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ def _cold_questions(questions: Sequence[Question], rows: np.ndarray) -> list[Que
     for question in questions:
         targets = question.targets[np.isin(question.targets, rows)]
         if len(targets) and len(question.history):
-            kept.append(Question(question.user_id, question.history, targets, question.profile))
+            kept.append(replace(question, targets=targets))
     return kept
 
 

@@ -11,7 +11,16 @@ import typer
 
 from engine.errors import ConfigError
 from engine.logs import configure_logs
-from engine.options import ItemColumn, TimeColumn, TimeUnit, UserColumn
+from engine.options import (
+    CategoryColumn,
+    EventTypeColumn,
+    ItemColumn,
+    ProfileColumns,
+    TimeColumn,
+    TimeUnit,
+    UserColumn,
+    WeightColumn,
+)
 from engine.settings import load_settings
 
 
@@ -77,7 +86,10 @@ def evaluate(
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
     time_unit: Annotated[TimeUnit, typer.Option(help="Unit of the time column.")] = TimeUnit.AUTO,
-    category_column: Annotated[str | None, typer.Option(help="Column with the item's category.")] = None,
+    event_type_column: EventTypeColumn = None,
+    weight_column: WeightColumn = None,
+    profile_column: ProfileColumns = None,
+    category_column: CategoryColumn = None,
 ) -> None:
     """Judge a model on a data set, beside the plain methods, by one set of rules."""
     # Here, so that `--help` loads neither torch nor pyarrow.
@@ -115,6 +127,9 @@ def evaluate(
             item=item_column,
             time=time_column,
             time_unit=time_unit.value,
+            event_type=event_type_column,
+            weight=weight_column,
+            profile=profile_column or (),
             category=category_column,
         ),
         command=("mindstream", *sys.argv[1:]),

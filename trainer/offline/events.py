@@ -23,16 +23,17 @@ def read_events(path: Path, source: EventSource) -> Sequences:
         SourceError: no positive click is in it.
     """
     items: dict[str, int] = {}
-    clicks: dict[str, tuple[list[int], list[int]]] = {}
+    clicks: dict[str, tuple[list[int], list[int], list[float]]] = {}
     profiles: dict[str, dict[str, str | float]] = {}
     negative = 0
     for click in source.clicks():
         if click.is_negative:
             negative += 1
             continue
-        rows, times_ms = clicks.setdefault(click.user_id, ([], []))
+        rows, times_ms, weights = clicks.setdefault(click.user_id, ([], [], []))
         rows.append(items.setdefault(click.item_id, len(items) + 1))
         times_ms.append(click.clicked_at_ms)
+        weights.append(click.weight)
         if click.profile:
             profiles.setdefault(click.user_id, {}).update(click.profile)
     if not clicks:
@@ -46,6 +47,7 @@ def read_events(path: Path, source: EventSource) -> Sequences:
         item_ids=list(items),
         user_ids=users,
         times_ms=np.concatenate([np.array(clicks[user][1], dtype=np.int64) for user in users]),
+        weights=np.concatenate([np.array(clicks[user][2], dtype=np.float32) for user in users]),
         profiles=_profiles(users, profiles),
         items={item.item_id: item for item in source.items() if not item.removed},
         remarks=[f"{count:,} rows of {path.name} left out: {reason}" for reason, count in dropped.most_common()],

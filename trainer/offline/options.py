@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.errors import ConfigError
 from engine.sources import Columns
 from trainer.offline.splits import Split
 from trainer.presets import Preset, overridden, preset_of
@@ -55,10 +54,6 @@ class BenchOptions:
         """Return the preset for *sessions* or users, with the overrides, before anything else is changed in it.
 
         Raises:
-            ConfigError: an override names no field, its value doesn't fit, or it asks for weights, which no set has.
+            ConfigError: an override names no field, or its value doesn't fit.
         """
-        config, options = overridden(preset_of(self.preset, sessions=sessions), self.overrides)
-        if config.weight_power:
-            expected = "0: data sets are read without the weights of their clicks"
-            raise ConfigError("--set weight_power", got=config.weight_power, expected=expected)
-        return config, options
+        return overridden(preset_of(self.preset, sessions=sessions), self.overrides)

@@ -45,6 +45,8 @@ class Sequences:
     """(U + 1,) int64, where each user's clicks start; the last entry is C."""
     times_ms: np.ndarray | None = None
     """(C,) int64 event times; None where the file has none."""
+    weights: np.ndarray | None = None
+    """(C,) float32 weights of the clicks; None where the file has none, which means 1."""
     parts: np.ndarray | None = None
     """(U,) int8 `TRAIN`, `VALID` or `TEST`; None where the file leaves it to the split."""
     profiles: Sequence[Profile] = ()
@@ -73,6 +75,10 @@ class Sequences:
         """Return the item rows of user number *user*, oldest first; a view."""
         rows: np.ndarray = self.rows[self.starts[user] : self.starts[user + 1]]
         return rows
+
+    def weights_of(self, user: int) -> np.ndarray | None:
+        """Return the weights of the clicks of user number *user*; None where the file has none."""
+        return None if self.weights is None else self.weights[self.starts[user] : self.starts[user + 1]]
 
     def profile(self, user: int) -> Profile:
         """Return the profile of user number *user*; empty where there is none."""

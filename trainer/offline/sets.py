@@ -26,6 +26,8 @@ class Question:
     targets: np.ndarray
     """(T,) int64 distinct item rows, ascending."""
     profile: Profile = field(default_factory=dict)
+    weights: np.ndarray | None = None
+    """(L,) float32 weights of the clicks in the history; None: all 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +38,8 @@ class Part:
     user_ids: Sequence[str]
     profiles: Sequence[Profile] = ()
     """One a sequence, or empty where no user has one."""
+    weights: Sequence[np.ndarray] = ()
+    """float32, one a click of each sequence; empty: all 1."""
 
     @property
     def click_count(self) -> int:
@@ -45,6 +49,12 @@ class Part:
     def flat(self) -> np.ndarray:
         """Return the rows of all clicks in one array, user by user."""
         return np.concatenate([np.zeros(0, dtype=np.int64), *self.sequences])
+
+    def flat_weights(self) -> np.ndarray:
+        """Return the float32 weights of all clicks in one array, user by user."""
+        if not self.weights:
+            return np.ones(self.click_count, dtype=np.float32)
+        return np.concatenate([np.zeros(0, dtype=np.float32), *self.weights])
 
     def counts(self, items: int) -> np.ndarray:
         """Return (N + 1,) int64, how often each item was clicked."""
@@ -104,8 +114,15 @@ class OfflineSet:
 
 
 def _without(part: Part, rows: np.ndarray) -> Part:
-    return replace(part, sequences=[kept[~np.isin(kept, rows)] for kept in part.sequences])
+    stays = [~np.isin(own, rows) for own in part.sequences]
+    sequences, weights = (
+        [own[kept] for own, kept in zip(lists, stays, strict=True)] if lists else []
+        for lists in (part.sequences, part.weights)
+    )
+    return replace(part, sequences=sequences, weights=weights)
 
 
 def _forget(question: Question, rows: np.ndarray) -> Question:
-    return replace(question, history=question.history[~np.isin(question.history, rows)])
+    stays = ~np.isin(question.history, rows)
+    weights = None if question.weights is None else question.weights[stays]
+    return replace(question, history=question.history[stays], weights=weights)

@@ -22,7 +22,7 @@ from enum import StrEnum
 import numpy as np
 
 from engine.errors import ConfigError, SourceError
-from trainer.offline.sequences import TEST, TRAIN, VALID, Kind, Profile, Sequences
+from trainer.offline.sequences import TEST, TRAIN, VALID, Kind, Sequences
 from trainer.offline.sets import OfflineSet, Part, Question
 
 SHUFFLE_SEED = 1230
@@ -80,9 +80,9 @@ def _by_users(sequences: Sequences, split: Split) -> OfflineSet:
     train = _part(sequences, np.flatnonzero(parts == TRAIN))
     asked = {
         part: [
-            _ask(sequences.user_ids[user], rows, int(0.8 * len(rows)), sequences.profile(user))
+            _ask(sequences, user, known=int(0.8 * count))
             for user in np.flatnonzero(parts == part).tolist()
-            if len(rows := sequences.sequence(user)) > 1
+            if (count := len(sequences.sequence(user))) > 1
         ]
         for part in (VALID, TEST)
     }
@@ -93,7 +93,8 @@ def _by_users(sequences: Sequences, split: Split) -> OfflineSet:
 def _assign_parts(sequences: Sequences) -> Sequences:
     """Return *sequences* without rare items and short users, shuffled and divided 8:1:1."""
     common = np.bincount(sequences.rows, minlength=len(sequences.item_ids) + 1) >= LEAST_CLICKS
-    lists = [rows[common[rows]] for rows in map(sequences.sequence, range(sequences.user_count))]
+    stays = [common[rows] for rows in map(sequences.sequence, range(sequences.user_count))]
+    lists = [sequences.sequence(user)[kept] for user, kept in enumerate(stays)]
     users = [user for user, rows in enumerate(lists) if len(rows) >= LEAST_CLICKS]
     random.Random(SHUFFLE_SEED).shuffle(users)
     edges = (int(len(users) * 0.8), int(len(users) * 0.9))
@@ -107,9 +108,16 @@ def _assign_parts(sequences: Sequences) -> Sequences:
         rows=np.concatenate([np.zeros(0, dtype=np.int64), *chosen]),
         starts=starts,
         times_ms=None,
+        weights=None if sequences.weights is None else _chosen(sequences.weights, sequences.starts, stays, users),
         parts=parts,
         profiles=[sequences.profile(user) for user in users] if sequences.profiles else (),
     )
+
+
+def _chosen(values: np.ndarray, starts: np.ndarray, stays: Sequence[np.ndarray], users: Sequence[int]) -> np.ndarray:
+    """Return those of the clicks' *values* that stay, user by user in the order of *users*."""
+    kept = [values[starts[user] : starts[user + 1]][stays[user]] for user in users]
+    return np.concatenate([np.zeros(0, dtype=values.dtype), *kept])
 
 
 def _by_sessions(sequences: Sequences) -> OfflineSet:
@@ -126,12 +134,11 @@ def _by_sessions(sequences: Sequences) -> OfflineSet:
 
 
 def _prefixes(sequences: Sequences, users: np.ndarray) -> list[Question]:
-    questions = []
-    for user in users.tolist():
-        rows, profile = sequences.sequence(user), sequences.profile(user)
-        name = sequences.user_ids[user]
-        questions += [Question(name, rows[:end], rows[end : end + 1], profile) for end in range(1, len(rows))]
-    return questions
+    return [
+        _ask(sequences, user, known=end, until=end + 1)
+        for user in users.tolist()
+        for end in range(1, len(sequences.sequence(user)))
+    ]
 
 
 def _leave_last_out(sequences: Sequences) -> OfflineSet:
@@ -140,9 +147,8 @@ def _leave_last_out(sequences: Sequences) -> OfflineSet:
     asked: dict[int, list[Question]] = {}
     for part, kept in ((VALID, 2), (TEST, 1)):
         asked[part] = [
-            _ask(sequences.user_ids[user], rows[: len(rows) - kept + 1], len(rows) - kept, sequences.profile(user))
+            _ask(sequences, user, known=lengths[user] - kept, until=lengths[user] - kept + 1)
             for user in everybody[lengths > kept].tolist()
-            for rows in [sequences.sequence(user)]
         ]
     remarks = _unasked(int((lengths <= 1).sum()), "fewer than 2 clicks")
     train, final = (_part(sequences, everybody, leave_out=left) for left in (2, 1))
@@ -166,28 +172,41 @@ def _by_time(sequences: Sequences) -> OfflineSet:
 
 def _later(sequences: Sequences, known: np.ndarray, until: np.ndarray) -> list[Question]:
     users = np.flatnonzero((known > 0) & (until > known)).tolist()
-    return [
-        _ask(sequences.user_ids[user], sequences.sequence(user)[: until[user]], known[user], sequences.profile(user))
-        for user in users
-    ]
+    return [_ask(sequences, user, known=known[user], until=until[user]) for user in users]
 
 
-def _ask(user_id: str, rows: np.ndarray, known: int, profile: Profile) -> Question:
-    return Question(user_id, rows[:known], np.unique(rows[known:]), profile)
+def _ask(sequences: Sequences, user: int, *, known: int, until: int | None = None) -> Question:
+    """Ask for the clicks of *user* from number *known* up to *until*, or the last one, after those before them."""
+    rows, weights = sequences.sequence(user), sequences.weights_of(user)
+    return Question(
+        sequences.user_ids[user],
+        rows[:known],
+        np.unique(rows[known:until]),
+        sequences.profile(user),
+        None if weights is None else weights[:known],
+    )
 
 
 def _part(sequences: Sequences, users: np.ndarray, *, leave_out: int = 0) -> Part:
-    lists = [sequences.sequence(user) for user in users.tolist()]
+    chosen = users.tolist()
+    ends = [max(len(sequences.sequence(user)) - leave_out, 0) for user in chosen]
+    return _first_clicks(sequences, chosen, ends)
+
+
+def _first_clicks(sequences: Sequences, users: Sequence[int], ends: Sequence[int]) -> Part:
+    weights = [
+        own[:end] for user, end in zip(users, ends, strict=True) if (own := sequences.weights_of(user)) is not None
+    ]
     return Part(
-        [rows[: max(len(rows) - leave_out, 0)] for rows in lists],
-        [sequences.user_ids[user] for user in users.tolist()],
-        [sequences.profile(user) for user in users.tolist()] if sequences.profiles else (),
+        [sequences.sequence(user)[:end] for user, end in zip(users, ends, strict=True)],
+        [sequences.user_ids[user] for user in users],
+        [sequences.profile(user) for user in users] if sequences.profiles else (),
+        weights,
     )
 
 
 def _cut(sequences: Sequences, known: np.ndarray) -> Part:
-    part = _part(sequences, np.arange(sequences.user_count))
-    return replace(part, sequences=[rows[:end] for rows, end in zip(part.sequences, known.tolist(), strict=True)])
+    return _first_clicks(sequences, range(sequences.user_count), known.tolist())
 
 
 def _unasked(count: int, reason: str) -> list[str]:

@@ -15,7 +15,7 @@ from engine.model import MindConfig
 from engine.recall import ListLimits
 from tests.trainer.log_builders import make_log
 from tests.trainer.offline.builders import ask, make_part, make_set
-from trainer.offline.arrays import training_arrays
+from trainer.offline.arrays import training_arrays, user_inputs
 from trainer.offline.cold import cold_rows, judge_cold, withhold
 from trainer.offline.export import export_vectors
 from trainer.offline.neural import InterestMethod, interest_scores, train_method, with_extractor
@@ -61,6 +61,20 @@ def test_arrays_are_those_of_the_log_with_the_same_clicks() -> None:
     assert rows.shape == (4, 0)
     for name in ("rows", "strengths", "users", "starts", "targets"):
         assert np.array_equal(getattr(samples, name), getattr(expected, name)), name
+
+
+def test_weights_reach_training_and_questions_where_the_model_counts_them() -> None:
+    part = replace(make_part([1, 2, 3]), weights=[np.array([1.0, 3.0, 100.0], dtype=np.float32)])
+    made = make_set(part, [replace(ask([1, 2], [3]), weights=np.array([1.0, 3.0], dtype=np.float32))], items=3)
+    counting = replace(CONFIG, weight_power=1.0, weight_cap=3.0)
+
+    heavy, _, _ = training_arrays(made, part, counting)
+    ignored, _, _ = training_arrays(made, part, CONFIG)
+
+    assert heavy.strengths.tolist() == [1.0, 2.0, 3.0]
+    assert ignored.strengths.tolist() == [1.0, 1.0, 1.0]
+    assert user_inputs(made, made.test, max_clicks=8)[0].weights == [1.0, 3.0]
+    assert user_inputs(made, [ask([1, 2], [3])], max_clicks=8)[0].weights == ()
 
 
 def test_items_of_a_users_taste_come_first(trained: tuple[OfflineSet, InterestMethod]) -> None:

@@ -118,6 +118,18 @@ def test_a_table_of_ones_own_is_read_by_its_column_names(tmp_path: Path) -> None
     assert found.items["b"].category == "x"
 
 
+def test_weights_of_a_table_stay_with_their_clicks(tmp_path: Path) -> None:
+    path = write(tmp_path / "shop.csv", "user_id,item_id,timestamp,qty\n2,b,2,5\n2,a,1,1.5\n1,c,3,7\n")
+
+    weighed, plain = read_sequences(path, Columns(weight="qty")), read_sequences(path)
+
+    assert weighed.weights is not None
+    assert weighed.weights.tolist() == [7.0, 1.5, 5.0]
+    assert named(weighed) == {"1": ["c"], "2": ["a", "b"]}
+    assert plain.weights is not None
+    assert plain.weights.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_disliked_items_are_neither_history_nor_target(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp,event_type\n1,a,1,click\n1,b,2,dislike\n1,c,3,hide\n1,d,4,click\n"
     path = write(tmp_path / "shop.csv", text)

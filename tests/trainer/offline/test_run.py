@@ -166,13 +166,6 @@ def test_without_matplotlib_plots_are_refused_before_anything_is_trained(monkeyp
         check_plots()
 
 
-def test_weights_are_refused_where_no_set_has_any(data: Path, tmp_path: Path) -> None:
-    options = options_for(data, overrides=("weight_power=0.5",))
-
-    with pytest.raises(ConfigError, match="--set weight_power must be 0: data sets are read without the weights"):
-        run_bench(Settings(cache_dir=tmp_path), options, console=quiet())
-
-
 def test_an_export_without_a_model_is_refused(data: Path, tmp_path: Path) -> None:
     options = options_for(data, only="baselines", export=tmp_path / "v.npz")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,38 @@ def test_a_user_with_no_click_before_the_moment_is_not_asked_about() -> None:
     made = split_sequences(make_users(*lists, times_ms=[*range(18), 19, 18]), Split.TIME)
 
     assert list(made.remarks) == ["1 users are not asked about: no click before the test part"]
+
+
+@pytest.mark.parametrize("split", list(Split))
+def test_weights_go_where_their_clicks_go(split: Split) -> None:
+    lists = [[1, 2, 3, 4, 5, 1]] * 10 + [[1, 2, 3, 4, 6], [9, 2, 3, 4, 5, 9, 9, 9, 9]]
+    count = sum(map(len, lists))
+    read = make_users(*lists, times_ms=list(range(count)))
+    read = replace(read, weights=np.arange(count, dtype=np.float32))  # each click weighs its number
+
+    made = split_sequences(read, split)
+
+    def weighed(rows: np.ndarray, weights: np.ndarray | None) -> None:
+        assert weights is not None
+        names = [read.item_ids[row - 1] for row in read.rows[weights.astype(np.int64)].tolist()]
+        assert names == [made.item_ids[row - 1] for row in rows.tolist()]
+        assert weights.dtype == np.float32
+
+    for part in (made.train, made.final_train, made.without(np.array([2])).train):
+        assert part.click_count
+        for rows, weights in zip(part.sequences, part.weights, strict=True):
+            weighed(rows, weights)
+        assert part.flat_weights().tolist() == np.concatenate(list(part.weights)).tolist()
+    for question in (*made.valid, *made.test, *made.without(np.array([2])).test):
+        weighed(question.history, question.weights)
+
+
+def test_a_set_without_weights_has_ones() -> None:
+    made = split_sequences(make_users([1, 2, 3], [3, 2]), Split.NEXT_CLICK)
+
+    assert made.final_train.flat_weights().tolist() == [1.0, 1.0, 1.0]
+    assert made.test[0].weights is None
+    assert made.without(np.array([1])).final_train.flat_weights().tolist() == [1.0] * 2
 
 
 @pytest.mark.parametrize("split", [Split.COMIREC, Split.TIME])
