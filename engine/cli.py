@@ -17,18 +17,9 @@ from typing import Annotated
 
 import typer
 
+from engine import options as columns
 from engine.errors import ConfigError, EngineError
 from engine.logs import configure_logs
-from engine.options import (
-    CategoryColumn,
-    EventTypeColumn,
-    ItemColumn,
-    ProfileColumns,
-    TimeColumn,
-    TimeUnit,
-    UserColumn,
-    WeightColumn,
-)
 from engine.settings import Settings, load_settings
 from trainer.offline.command import evaluate
 
@@ -201,15 +192,15 @@ def replay(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew instead of where the last replay stopped.")
     ] = False,
-    user_column: UserColumn = None,
-    item_column: ItemColumn = None,
-    time_column: TimeColumn = None,
-    time_unit: Annotated[TimeUnit, typer.Option(help="Unit of the time column.")] = TimeUnit.AUTO,
-    event_type_column: EventTypeColumn = None,
-    weight_column: WeightColumn = None,
-    profile_column: ProfileColumns = None,
+    user_column: columns.UserColumn = None,
+    item_column: columns.ItemColumn = None,
+    time_column: columns.TimeColumn = None,
+    time_unit: Annotated[columns.TimeUnit, typer.Option(help="Unit of the time column.")] = columns.TimeUnit.AUTO,
+    event_type_column: columns.EventTypeColumn = None,
+    weight_column: columns.WeightColumn = None,
+    profile_column: columns.ProfileColumns = None,
     title_column: Annotated[str | None, typer.Option(help="Column with the item's title.")] = None,
-    category_column: CategoryColumn = None,
+    category_column: columns.CategoryColumn = None,
 ) -> None:
     """Send a data set, or the simulated shop, into `clicks` and `items`."""
     from engine.sending import run_replay
