@@ -67,6 +67,7 @@ def recall_lists(
     index = ExactIndex(method.item_vectors, rows=np.flatnonzero(method.has_vector))
     items = ItemRows(["", *item_ids])  # padding stands in row 0 here, and is never found
     row_of = {item: row for row, item in enumerate(item_ids, start=1)}
+    unavailable = np.zeros(len(items), dtype=np.bool_)
     kept, excluded, served = (np.zeros((len(questions), TOP), dtype=np.int64) for _ in range(3))
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         part = slice(start, start + QUESTIONS_AT_ONCE)
@@ -78,7 +79,7 @@ def recall_lists(
             Candidates(found.rows, scores, found.slots),
             [np.flatnonzero(own).tolist() for own in used[part]],
             items=items,
-            unavailable=np.zeros(len(items), dtype=np.bool_),
+            unavailable=unavailable,
             seen=[()] * len(found.rows),
             limits=limits,
         )
