@@ -24,11 +24,13 @@ def test_the_benchmark_writes_its_figures_its_references_and_its_checks(tmp_path
 
     assert ended.returncode in (0, 1), ended.stderr
     figures = json.loads(file.read_text())
-    assert {one["name"].split(",")[0] for one in figures["checks"]} == {"training step", "batch inference"}
+    checked = {"training step", "batch inference", "evaluation"}
+    assert {one["name"].split(",")[0] for one in figures["checks"]} == checked
     assert all(one["holds"] == (one["value"] >= float(one["must"].removeprefix(">= "))) for one in figures["checks"])
     assert ended.returncode == (0 if all(one["holds"] for one in figures["checks"]) else 1)
     assert min(figures["training"].values()) > 0
     assert min(figures["inference"].values()) > 0
+    assert min(figures["evaluation"].values()) > 0
     assert set(figures["micro_batches"]) == {"1 windows", "32 windows", "256 windows"}
 
 
