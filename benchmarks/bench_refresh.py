@@ -2,9 +2,9 @@
 
 Users with a window each click 20 times in turn; after each click all of them are refreshed in micro-batches: windows to
 interests, interests to lists. **Ours** is the engine's own model and recaller with its shipped settings and lists of
-100, its graph calibrated as when a version is loaded: only interests that moved search, the others score again what
-they found; sampled lists are also made exactly, in the time measured. **Plain** is `plain_recall.py` over the same
-graph, with the narrowest search that reaches .98.
+100, over the index that `auto` chooses when a version is loaded, the calibrated graph or exact search: only interests
+that moved search, the others score again what they found; sampled lists are also made exactly, in the time measured.
+**Plain** is `plain_recall.py` over the same graph, with the narrowest search that reaches .98.
 Recall is the share of an exact list's items, by the same rules, that a list holds; it is given for the worst step.
 
 Without `--data` the shop is synthetic: clustered items, users with a few clusters each, a model that is not trained.
@@ -30,6 +30,7 @@ import torch
 from plain_recall import PlainRecall
 from report import at_least, conclude, machine
 
+from engine.ann import ItemIndex
 from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
@@ -195,7 +196,8 @@ def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, A
     )
     print(
         f"  graph built, saved and loaded in {time.perf_counter() - began_s:.0f} s; calibrated to ef {choice.ef}, "
-        f"as an engine does: {choice.graph_ms:.2f} ms a query, exact {choice.exact_ms:.2f}",
+        f"as an engine does: {choice.graph_ms:.2f} ms a query, exact {choice.exact_ms:.2f}, so "
+        f"{'the graph' if choice.index is graph else 'exact search'}",
         flush=True,
     )
     interests = [shop.model.interests([UserInput(window) for window in windows]) for windows in shop.windows]
@@ -203,7 +205,7 @@ def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, A
     rows = [[[rows_of[item_id] for item_id in window] for window in windows] for windows in shop.windows]
     exact = exact_lists(shop, ids, vectors, interests)
     plain = best_plain(plain_way, vectors, interests, rows)
-    curve = [ours(shop, ids, graph, exact, bound=bound) for bound in arguments.bounds]
+    curve = [ours(shop, ids, choice.index, exact, bound=bound) for bound in arguments.bounds]
     shipped = next(point for point in curve if point["bound"] == Settings().pool_bound)
     moved = movement(interests)
     print(
@@ -214,6 +216,7 @@ def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, A
         "users": len(shop.windows[0]),
         "moved": moved,
         "ef": choice.ef,
+        "backend": "graph" if choice.index is graph else "exact",
         "plain": plain,
         "ours": shipped,
         "curve": curve,
@@ -252,9 +255,9 @@ def exact_lists(
 
 
 def ours(
-    shop: Shop, ids: Sequence[str], graph: HnswIndex, exact: list[list[set[str]]], *, bound: float
+    shop: Shop, ids: Sequence[str], index: ItemIndex, exact: list[list[set[str]]], *, bound: float
 ) -> dict[str, Any]:
-    engine = recaller(shop, graph, ids, keeps_pools=True, pool_bound=bound)
+    engine = recaller(shop, index, ids, keeps_pools=True, pool_bound=bound)
     users = [str(user) for user in range(len(shop.windows[0]))]
     seconds, searched, in_use, recalls = 0.0, 0, 0, []
     for step, windows in enumerate(shop.windows):
