@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.ann.index import (
+    BLOCK,
     NO_ROW,
     Rows,
     Vectors,
@@ -25,9 +26,9 @@ from engine.ann.index import (
 )
 
 _SCORES_AT_ONCE = 32_000_000
-"""Scores held at a time: 128 MB."""
-_BLOCK = 32
-"""Scores in a block, of which the greatest alone is looked at first."""
+"""Scores held at a time: at most 128 MB."""
+_QUERIES_AT_ONCE, _WORTH_HOLDING = 128, 8_000_000
+"""Of few queries a matrix product is slower; more than so many, or so many scores, make it no faster on a CPU."""
 
 
 class ExactIndex:
@@ -74,17 +75,28 @@ class ExactIndex:
         width = min(k, self.size)
         if not len(queries) or not width:
             return queries, rows
-        step = max(1, _SCORES_AT_ONCE // self.size)
+        step = min(self._step(), len(queries))
+        # Written to again and again: memory that is new each time takes as long as what is done with it.
+        room = torch.empty((step, self.size), device=self._items.device)
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            rows[part, :width] = self.rows[self._best(queries[part], width)]
+            rows[part, :width] = self.rows[self._best(queries[part], width, room)]
         rows[~finite] = NO_ROW
         return queries, rows
 
-    def _best(self, queries: Vectors, k: int) -> Rows:
-        """Return the (Q, k) places of the best; of items equal at the last of them, the first ones."""
+    def _step(self) -> int:
+        """Return how many queries are scored together."""
+        most = max(1, _SCORES_AT_ONCE // self.size)
+        return most if self._items.is_cuda else min(most, max(_QUERIES_AT_ONCE, _WORTH_HOLDING // self.size))
+
+    def _best(self, queries: Vectors, k: int, room: Tensor) -> Rows:
+        """Return the (Q, k) places of the best; of items equal at the last of them, the first ones.
+
+        The scores are made in *room*, (Q or more, N) float32.
+        """
         with torch.inference_mode():
-            scores = torch.as_tensor(queries, device=self._items.device) @ self._items.T
+            asked = torch.as_tensor(queries, device=self._items.device)
+            scores = torch.mm(asked, self._items.T, out=room[: len(queries)])
             rows, crowded = greatest(scores, k)
             for query in torch.nonzero(crowded).flatten().tolist():
                 rows[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
@@ -107,7 +119,7 @@ def greatest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Where more than k are as great as the last of them, which are returned is left open.
     """
     # Looking at blocks first is faster where there are many; a GPU is fast enough, and has its own way.
-    has_many_blocks = scores.device.type == "cpu" and scores.shape[1] // _BLOCK > 2 * k
+    has_many_blocks = scores.device.type == "cpu" and scores.shape[1] // BLOCK > 2 * k
     return (_top_of_blocks if has_many_blocks else _top)(scores, k)
 
 
@@ -122,14 +134,16 @@ def _top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     The k greatest scores lie in the k blocks with the greatest maxima, so only those are searched.
     """
     queries, count = scores.shape
-    whole = count // _BLOCK * _BLOCK
-    maxima = scores[:, :whole].view(queries, -1, _BLOCK).amax(dim=2)
-    blocks = torch.topk(maxima, k, dim=1).indices
-    places = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK)).view(queries, -1)
+    blocks = count // BLOCK
+    whole = blocks * BLOCK
+    # A block is what stands `blocks` apart: then the maxima are taken of whole stretches of memory.
+    maxima = scores[:, :whole].view(queries, BLOCK, blocks).amax(dim=1)
+    chosen_blocks = torch.topk(maxima, k, dim=1).indices
+    places = (chosen_blocks[:, None, :] + torch.arange(0, whole, blocks)[:, None]).view(queries, -1)
     places = torch.cat([places, torch.arange(whole, count).expand(queries, count - whole)], dim=1)
     chosen = torch.gather(scores, 1, places)
     best, at = torch.topk(chosen, k, dim=1)
     last = best[:, -1:]
     inside, outside = (chosen >= last).sum(dim=1), (maxima >= last).sum(dim=1)
-    reaching = (torch.gather(maxima, 1, blocks) >= last).sum(dim=1)
+    reaching = (torch.gather(maxima, 1, chosen_blocks) >= last).sum(dim=1)
     return torch.gather(places, 1, at), (inside > k) | (outside > reaching)

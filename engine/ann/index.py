@@ -24,8 +24,9 @@ _SIGN, _LOW_HALF = np.uint32(1 << 31), np.uint64(2**32 - 1)
 NO_ROW = -1
 """Fills the places of an answer for which there is no item; its score is minus infinity."""
 _QUERIES_AT_ONCE = 8
-_BLOCK = 32
 """Few, so that the gathered vectors of their candidates stay in a core's cache."""
+BLOCK = 16
+"""Scores in a block, of which the greatest alone is looked at first."""
 
 
 class ItemIndex(Protocol):
@@ -120,15 +121,17 @@ def top_places(scores: Vectors, k: int) -> Rows:
     """Return (Q, k) places of the *k* greatest of each row of (Q, n) *scores*, in no order; of equal ones any.
 
     Of many scores only the blocks with the greatest maxima are partitioned: the k greatest lie in the first k of them.
-    A third of the time of a partition of 40,000.
+    A sixth of the time of a partition of 40,000. A block is what stands n / 16 apart, so that the maxima are taken of
+    whole stretches of memory.
     """
     count = scores.shape[1]
-    whole = count // _BLOCK * _BLOCK
-    if whole <= 2 * _BLOCK * k:
+    blocks = count // BLOCK
+    if blocks <= 2 * k:
         return np.argpartition(scores, count - k, axis=1)[:, count - k :]
-    maxima = scores[:, :whole].reshape(len(scores), -1, _BLOCK).max(axis=2)
-    blocks = np.argpartition(maxima, maxima.shape[1] - k, axis=1)[:, -k:]
-    places = (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(len(scores), -1)
+    whole = blocks * BLOCK
+    maxima = scores[:, :whole].reshape(len(scores), BLOCK, blocks).max(axis=1)
+    chosen_blocks = np.argpartition(maxima, blocks - k, axis=1)[:, -k:]
+    places = (chosen_blocks[:, None, :] + np.arange(0, whole, blocks)[:, None]).reshape(len(scores), -1)
     rest = np.broadcast_to(np.arange(whole, count), (len(scores), count - whole))
     places = np.concatenate([places, rest], axis=1)
     chosen = np.take_along_axis(scores, places, axis=1)

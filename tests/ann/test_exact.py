@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.ann import exact
 from engine.ann.exact import ExactIndex
-from engine.ann.index import top_places
+from engine.ann.index import BLOCK, top_places
 from tests.ann.test_index import draw
 
 
@@ -33,12 +34,27 @@ def test_looking_at_blocks_first_finds_the_same(items: int, distinct: int):
     for k in (1, 7, 40):
         rows, scores = index.search(interests, k)
 
-        assert items // 32 > 2 * k
+        assert items // BLOCK > 2 * k
         for query, (found, best) in enumerate(zip(rows, scores, strict=True)):
             all_scores = vectors[:, 0] * interests[query, 0]
             expected = np.lexsort((np.arange(items), -all_scores))[:k]
             assert found.tolist() == expected.tolist()
             assert best.tolist() == all_scores[expected].tolist()
+
+
+@pytest.mark.parametrize("items", [50, 5_000])
+def test_a_part_of_the_queries_at_a_time_finds_the_same(items: int, monkeypatch: pytest.MonkeyPatch):
+    vectors, interests = draw(items, 8), draw(70, 8, seed=4)
+    interests[3] = np.nan
+    index = ExactIndex(vectors)
+    together = index.search(interests, 20)
+
+    monkeypatch.setattr(exact, "_QUERIES_AT_ONCE", 32)
+    monkeypatch.setattr(exact, "_WORTH_HOLDING", 1)
+    in_parts = index.search(interests, 20)
+
+    assert in_parts[0].tolist() == together[0].tolist()
+    assert in_parts[1].tolist() == together[1].tolist()
 
 
 @given(
