@@ -124,8 +124,8 @@ def greatest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    best, places = torch.topk(scores, k, dim=1)
-    return places, (scores >= best[:, -1:]).sum(dim=1) > k
+    best, places = torch.topk(scores, k, dim=1, sorted=False)
+    return places, (scores >= best.amin(dim=1, keepdim=True)).sum(dim=1) > k
 
 
 def _top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -138,12 +138,12 @@ def _top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     whole = blocks * BLOCK
     # A block is what stands `blocks` apart: then the maxima are taken of whole stretches of memory.
     maxima = scores[:, :whole].view(queries, BLOCK, blocks).amax(dim=1)
-    chosen_blocks = torch.topk(maxima, k, dim=1).indices
+    chosen_blocks = torch.topk(maxima, k, dim=1, sorted=False).indices
     places = (chosen_blocks[:, None, :] + torch.arange(0, whole, blocks)[:, None]).view(queries, -1)
     places = torch.cat([places, torch.arange(whole, count).expand(queries, count - whole)], dim=1)
     chosen = torch.gather(scores, 1, places)
-    best, at = torch.topk(chosen, k, dim=1)
-    last = best[:, -1:]
+    best, at = torch.topk(chosen, k, dim=1, sorted=False)
+    last = best.amin(dim=1, keepdim=True)
     inside, outside = (chosen >= last).sum(dim=1), (maxima >= last).sum(dim=1)
     reaching = (torch.gather(maxima, 1, chosen_blocks) >= last).sum(dim=1)
     return torch.gather(places, 1, at), (inside > k) | (outside > reaching)

@@ -113,7 +113,15 @@ def rank(vectors: Vectors, interests: Vectors, rows: Rows) -> tuple[Rows, Vector
     Returns:
         (Q, k) rows and scores, ordered as `ItemIndex.search` promises.
     """
-    keys = np.sort(order_keys(score(vectors, interests, rows), rows.astype(np.uint32)), axis=1)
+    return best_first(rows, score(vectors, interests, rows))
+
+
+def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
+    """Return (Q, k) rows and scores in order: falling score, ties by ascending row; -1 stands behind all of its score.
+
+    No score is NaN.
+    """
+    keys = np.sort(order_keys(scores, rows.astype(np.uint32)), axis=1)
     return _rows_of(keys), _scores_of(keys)
 
 

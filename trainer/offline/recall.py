@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ann.exact import ExactIndex
-from engine.ann.index import NO_ROW
+from engine.ann.index import NO_ROW, best_first
 from engine.ann.pooled import score_by_best
 from engine.errors import UnusableInterests
 from engine.item_rows import ItemRows
@@ -115,8 +115,7 @@ def _without_histories(found: Candidates, questions: Sequence[Question]) -> np.n
 
 def _best(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return the (B, 50) rows of the greatest scores, best first, ties by ascending row; 0 fills the places left."""
-    order = np.lexsort((rows, -scores), axis=1)[:, :TOP]
+    best, values = (part[:, :TOP] for part in best_first(rows, scores))
     found = np.zeros((len(rows), TOP), dtype=np.int64)
-    best, values = (np.take_along_axis(part, order, axis=1) for part in (rows, scores))
     found[:, : best.shape[1]] = np.where(np.isfinite(values), best, 0)
     return found
