@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CommitFailedError
 
 from engine.events import ClickEvent, encode_click
 from engine.log import Message, end_offsets
+from engine.log.partitioning import partition_of
 from engine.settings import Settings
 from engine.store.dump import dump_windows
 from engine.store.header import stores_dir
@@ -76,7 +81,8 @@ class EngineProcess:
 
 @pytest.fixture
 def settings(broker: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
-    prefix = f"{request.node.name[5:35]}-"
+    name = request.node.name
+    prefix = f"{name[5:30]}-{zlib.crc32(name.encode()):08x}-"  # the cases of one test begin alike
     made = broker.model_copy(update={"topic_prefix": prefix, "data_dir": tmp_path})
     asyncio.run(create_topics(made))
     return made
@@ -287,3 +293,94 @@ def test_an_engine_lives_through_a_restart_of_the_broker(tmp_path: Path, engines
         assert engine.stop() == 0
     finally:
         node.stop()
+
+
+@pytest.mark.parametrize("committed", ["far ahead", "at the start"])
+def test_where_to_read_from_is_said_by_the_stores_and_not_by_committed_offsets(
+    settings: Settings, engines: list[EngineProcess], committed: str
+) -> None:
+    rng, sent = random.Random(11), Sent()
+    send_round(settings, sent, rng)
+    if committed == "far ahead":  # of stores that hold nothing
+        commit_offsets(settings, asyncio.run(end_offsets(settings, "clicks")))
+    else:  # behind stores that hold everything
+        first = start(engines, settings)
+        wait_until_applied(settings, first, logged(settings))
+        assert first.stop() == 0
+        commit_offsets(settings, dict.fromkeys(range(settings.clicks_partitions), 0))
+    before = applied(settings)
+    send_round(settings, sent, rng)
+
+    engine = start(engines, settings)
+    wait_until_applied(settings, engine, logged(settings))
+    assert engine.stop() == 0
+
+    assert before == (0 if committed == "far ahead" else ROUND_CLICKS)
+    assert windows_of(settings) == expected_windows(sent, settings.window_max_clicks)
+    letters = [(letter["partition"], letter["offset"]) for letter in list_dead_letters(settings, limit=10**6)]
+    assert sorted(letters) == sorted(sent.bad)  # a record that is read again would leave a second letter
+
+
+def commit_offsets(settings: Settings, offsets: dict[int, int]) -> None:
+    """Commit *offsets* of `clicks` for the engines' group, once it has no members."""
+
+    async def commit() -> None:
+        options = settings.kafka_client_options()
+        consumer = AIOKafkaConsumer(**options, group_id=settings.consumer_group, enable_auto_commit=False)
+        topic = settings.topic("clicks")
+        consumer.assign([TopicPartition(topic, partition) for partition in offsets])
+        await consumer.start()
+        try:
+            async with asyncio.timeout(60):
+                while True:
+                    with contextlib.suppress(CommitFailedError):  # members that are gone have a session yet
+                        return await consumer.commit({TopicPartition(topic, each): at for each, at in offsets.items()})
+                    await asyncio.sleep(1)
+        finally:
+            await consumer.stop()
+
+    asyncio.run(commit())
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
+def test_transactions_are_read_as_committed_and_their_markers_hold_nothing_up(
+    settings: Settings, engines: list[EngineProcess], compression: str | None
+) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    clicks = [
+        ClickEvent(user_id=f"u{number % 40}", item_id=f"i{number}", clicked_at_ms=now_ms - number)
+        for number in range(400)
+    ]
+    committed, aborted = clicks[::2], clicks[1::2]
+    asyncio.run(send_in_transactions(settings, committed, aborted, compression))
+
+    engine = start(engines, settings)
+    for partition in range(settings.clicks_partitions):  # each ends with the marker of an aborted transaction
+        wait_for_line(engine, f"event='partition_caught_up' partition={partition} ")
+    assert engine.stop() == 0
+
+    sent = Sent()
+    for click in committed:
+        sent.clicks[click.user_id].append(click)
+    assert windows_of(settings) == expected_windows(sent, settings.window_max_clicks)
+    assert list(list_dead_letters(settings)) == []
+
+
+async def send_in_transactions(
+    settings: Settings, committed: list[ClickEvent], aborted: list[ClickEvent], compression: str | None
+) -> None:
+    """Send transactions of ten clicks, by turns one that is committed and one that is aborted."""
+    producer = AIOKafkaProducer(
+        **settings.kafka_client_options(), transactional_id=settings.topic_prefix, compression_type=compression
+    )
+    await producer.start()
+    topic = settings.topic("clicks")
+    for start_at in range(0, len(committed), 10):
+        for clicks, is_kept in ((committed, True), (aborted, False)):
+            await producer.begin_transaction()
+            for click in clicks[start_at : start_at + 10]:
+                key = click.user_id.encode()
+                partition = partition_of(key, settings.clicks_partitions)
+                await producer.send_and_wait(topic, encode_click(click), key=key, partition=partition)
+            await (producer.commit_transaction() if is_kept else producer.abort_transaction())
+    await producer.stop()
