@@ -271,13 +271,17 @@ def audit(
         Path | None,
         typer.Option("--windows", help="A file written by `mindstream windows dump`; without it, dump now."),
     ] = None,
+    base_file: Annotated[
+        Path | None,
+        typer.Option("--base", help="An earlier dump, taken as given: begin behind it instead of at the log's start."),
+    ] = None,
     show_ids: Annotated[bool, typer.Option("--show-ids", help="Name users in clear, not by their hash.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Recompute every window from the log, compare lists and dead letters too, and name each difference."""
     from engine.audit import audit as run_audit
 
-    report = run_audit(_on_cluster("audit"), windows=windows_file, show_ids=show_ids)
+    report = run_audit(_on_cluster("audit"), windows=windows_file, base=base_file, show_ids=show_ids)
     _show(json.dumps(report.as_dict(), indent=2) if as_json else "\n".join(report.lines()))
     raise typer.Exit(0 if report.ok else 1)
 
@@ -348,11 +352,24 @@ def list_topics() -> None:
 @windows.command("dump")
 def dump(
     jsonl: Annotated[bool, typer.Option("--jsonl", help="One JSON object a line; the only format.")] = True,
+    of_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoints", help="Print those of each partition's oldest checkpoint that the log goes on from."
+        ),
+    ] = False,
 ) -> None:
     """Print every window that this data directory holds of the topic `clicks`, also while an engine runs."""
-    from engine.store.dump import dump_windows
+    from engine.store.dump import dump_checkpoints, dump_windows
+    from engine.streams.checkpointing import find_continued, named_checkpoints
 
-    for window in dump_windows(_settings("windows")):
+    if of_checkpoints:
+        settings = _on_cluster("windows")
+        checkpoints = named_checkpoints(settings)
+        found = dump_checkpoints(settings, checkpoints, asyncio.run(find_continued(settings, checkpoints)))
+    else:
+        found = dump_windows(_settings("windows"))
+    for window in found:
         _show(json.dumps(window, ensure_ascii=False))
 
 

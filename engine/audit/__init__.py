@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.audit.book import Erasures, Letter, compare
+from engine.audit.given import Given, choose_given
 from engine.audit.lists import epoch_of
 from engine.audit.messages import Entry, Rules, partition_of, read_click
 from engine.audit.records import Topic, read_dump, read_erasures, read_letters
@@ -23,6 +24,7 @@ __all__ = [
     "Difference",
     "Entry",
     "Erasures",
+    "Given",
     "Letter",
     "Namer",
     "Rules",
@@ -37,6 +39,7 @@ def audit(
     settings: Settings,
     *,
     windows: Iterable[Mapping[str, Any]] | Path | None = None,
+    base: Iterable[Mapping[str, Any]] | Path | None = None,
     max_clicks: int | None = None,
     show_ids: bool = False,
     now_ms: int | None = None,
@@ -46,14 +49,22 @@ def audit(
     Args:
         settings: where the log is, and the rules that the engine was run with.
         windows: lines of `mindstream windows dump --jsonl`, as values or in a file; None runs that command.
+        base: lines of an earlier dump, taken as given: the audit begins behind them. Without it, checkpoints are dumped
+            and taken as given of the partitions whose log no longer begins at offset 0.
         max_clicks: size of a window; None takes the setting.
         show_ids: name users in clear instead of by their hash.
         now_ms: wall time, to tell letters that have expired; None asks the clock.
 
     Raises:
-        LogError: the log can't be read, or no longer begins at offset 0.
-        SourceError: the dump can't be read.
+        LogError: the log can't be read, or begins behind offset 0 and behind what is given.
+        SourceError: a dump can't be read, or *base* does not fit to it.
     """
+    given = choose_given(
+        Topic(settings, "clicks").starts,
+        None if base is None else read_dump(base),
+        None if settings.checkpoint_url is None else lambda: read_dump(None, "--checkpoints"),
+        source=f"{base}" if isinstance(base, Path) else "an earlier dump",
+    )
     ends_before_dump = Topic(settings, "clicks").ends
     erased_before_dump = list(Topic(settings, "erasures").entries())
     claims = list(read_dump(windows))
@@ -61,7 +72,7 @@ def audit(
     lists = Topic(settings, "recall-lists")  # after the dump, so that every list it speaks of is there,
     until = read_erasures(Topic(settings, "erasures").entries(), epoch)
     clicks, letters = Topic(settings, "clicks"), Topic(settings, "clicks.dead-letters")  # and every click of a list
-    clicks.refuse_a_cut_log()
+    given.check(claims, starts=clicks.starts, topic=settings.topic("clicks"))
     rules = Rules(
         partitions=len(clicks.ends),
         max_clicks=max_clicks or settings.window_max_clicks,
@@ -69,10 +80,11 @@ def audit(
         max_message_bytes=settings.max_message_bytes,
     )
     return compare(
-        clicks.entries(),
+        clicks.unbroken_entries(behind=given.offsets),
         claims,
         read_letters(letters.entries(), topic=settings.topic("clicks")),
         rules,
+        given=given,
         lists=lists.entries(),
         erasures=Erasures(until, _unsettled(read_erasures(erased_before_dump, epoch), until)),
         namer=Namer(settings.log_salt.get_secret_value().encode(), show_ids),

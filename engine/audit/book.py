@@ -6,10 +6,11 @@ Memory: every good click of the log is held, about 0.6 KB each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from engine.audit.given import NOTHING_GIVEN, Given
 from engine.audit.lists import ListBook, epoch_of, shown
 from engine.audit.messages import NEGATIVE, Click, Entry, Order, Refused, Rules, newest, partition_of, read_click
 from engine.audit.report import CLASSES, AuditReport, Difference, Namer
@@ -18,6 +19,8 @@ LETTER_LIFE_MS = 23 * 3_600_000
 """A missing letter of an older message proves nothing: a redrive takes letters off, and its mark stays for a day."""
 CLOCK_SKEW_MS = 3_600_000
 """A letter written longer than this before its message was logged is of an earlier topic of the same name."""
+BEFORE = -1
+"""The offset of a click that was given: somewhere before where the audit begins."""
 
 
 class Letter(NamedTuple):
@@ -46,6 +49,7 @@ def compare(
     rules: Rules,
     *,
     ends: Mapping[int, int],
+    given: Given = NOTHING_GIVEN,
     through: Mapping[int, int] | None = None,
     lists: Iterable[Entry] | None = None,
     erasures: Erasures | None = None,
@@ -55,11 +59,12 @@ def compare(
     """Return what an honest engine would have kept, set against *claims*, *letters* and *lists*.
 
     Args:
-        entries: the log, each partition in offset order from 0.
+        entries: the log, each partition in offset order from 0, or from behind what is given.
         claims: the dump's lines.
         letters: the dead letters that there are.
         rules: what is a click, and how many a window keeps.
         ends: per partition, the offset after the last.
+        given: windows to begin with; records that they reflect are passed over.
         through: per partition that the dump has no line of, the last offset that counts; None: all of the log.
         lists: the recall lists, each partition in offset order; None looks at none.
         erasures: whose clicks must be gone.
@@ -71,6 +76,7 @@ def compare(
         ends,
         claims,
         letters,
+        given=given,
         through=through or {},
         lists=lists,
         erasures=erasures or Erasures(),
@@ -105,18 +111,22 @@ class _Book:
         claims: Iterable[Mapping[str, Any]],
         letters: Iterable[Letter],
         *,
+        given: Given,
         through: Mapping[int, int],
         lists: Iterable[Entry] | None,
         erasures: Erasures,
         namer: Namer,
         now_ms: int,
     ) -> None:
-        self._rules, self._ends, self._namer, self._now_ms = rules, ends, namer, now_ms
+        self._rules, self._ends, self._namer, self._now_ms, self._given = rules, ends, namer, now_ms, given
         self._letters = {(letter.partition, letter.offset): letter for letter in letters}
         self._letters_found = self._letters_expired = 0
         self._counts = {partition: Counter(dict.fromkeys(CLASSES, 0)) for partition in ends}
+        for partition, offset in given.offsets.items():
+            self._counts[partition]["given"] = offset + 1
         self._clicks: dict[str, dict[Order, tuple[int, Click]]] = {}
         self._profiles: dict[str, dict[str, tuple[tuple[int, bytes], str | float]]] = {}
+        self._profile_unknown: set[str] = set()
         self._home: dict[str, int] = {}
         self._history: dict[str, list[tuple[int, Click]]] = {}
         self._erasures = erasures
@@ -127,9 +137,13 @@ class _Book:
         self._epochs = {c.partition: epoch_of(c.line["log"]) for c in self._claims.values() if "log" in c.line}
         self._lists = None if lists is None else ListBook(lists, self._differ, partitions=rules.partitions)
         self._through = {p: applied.get(p, through.get(p, end - 1)) for p, end in ends.items()}
+        for line in given.lines:
+            self._take_given(line)
 
     def enter(self, entry: Entry) -> None:
         """Put one record in its class."""
+        if entry.offset <= self._given.offsets.get(entry.partition, -1):
+            return
         counts, is_applied = self._counts[entry.partition], entry.offset <= self._through[entry.partition]
         if not is_applied:
             counts["waiting"] += 1
@@ -175,6 +189,9 @@ class _Book:
             windows=len(self._claims),
             letters=self._letters_found,
             letters_expired=self._letters_expired,
+            given=dict(self._given.offsets),
+            given_by=self._given.source,
+            given_windows=len(self._given.lines),
             lists={} if self._lists is None else dict(self._lists.counts),
             differences=self._differences,
         )
@@ -223,6 +240,27 @@ class _Book:
                 self._differences.append(Difference("offset_beyond_log", f"partition {partition}", detail))
         return taken
 
+    def _take_given(self, line: Mapping[str, Any]) -> None:
+        user_id, partition = line["user_id"], line["partition"]
+        clicks = {click.order: click for click in map(_click_of(user_id), line["clicks"])}
+        until = self._erasures.until.get(user_id, {}).get(partition, -1)
+        if until >= self._given.offsets[partition]:
+            self._erased[user_id] = clicks
+            return
+        if until >= 0:  # whether these clicks were logged before or after that, nobody says
+            self._erasures = replace(self._erasures, unsettled=self._erasures.unsettled | {user_id})
+        if not clicks:
+            return
+        self._home[user_id] = partition
+        self._clicks[user_id] = {order: (BEFORE, click) for order, click in clicks.items()}
+        self._history[user_id] = [(BEFORE, click) for click in clicks.values()]
+        profile, set_at = line.get("profile"), line.get("profile_set_at")
+        if profile is None or set_at is None:
+            self._profile_unknown.add(user_id)
+            return
+        orders = {name: (clicked_at_ms, identity.encode()) for name, (clicked_at_ms, identity) in set_at.items()}
+        self._profiles[user_id] = {name: (orders[name], value) for name, value in profile.items()}
+
     def _keep(self, entry: Entry, click: Click, *, is_applied: bool) -> None:
         if self._lists is not None:
             self._history.setdefault(click.user_id, []).append((entry.offset, click))
@@ -230,7 +268,7 @@ class _Book:
             return
         self._home[click.user_id] = entry.partition
         clicks = self._clicks.setdefault(click.user_id, {})
-        self._counts[entry.partition]["duplicate"] += click.order in clicks
+        self._counts[entry.partition]["duplicate"] += clicks.get(click.order, (BEFORE,))[0] != BEFORE
         clicks[click.order] = entry.offset, click
         profile = self._profiles.setdefault(click.user_id, {})
         for name, value in click.profile:
@@ -243,8 +281,9 @@ class _Book:
         window = {order: clicks[order] for order in newest(clicks, self._rules.max_clicks)}
         if clicks:
             counts = self._counts[self._home[user_id]]
-            counts["accepted"] += len(window)
-            counts["trimmed"] += len(clicks) - len(window)
+            logged = {order for order, (offset, _) in clicks.items() if offset != BEFORE}
+            counts["accepted"] += len(logged & window.keys())
+            counts["trimmed"] += len(logged - window.keys())
         if user_id in self._erasures.unsettled:
             return
         if claim is None:
@@ -281,7 +320,7 @@ class _Book:
             self._differ("order", user_id, "the clicks are not oldest first with ties by identity")
 
     def _compare_profile(self, user_id: str, claim: _Claim) -> None:
-        if claim.profile is None:
+        if claim.profile is None or user_id in self._profile_unknown:
             return
         profile = {name: value for name, (_, value) in self._profiles[user_id].items()}
         for name in sorted(profile.keys() | claim.profile.keys()):
@@ -300,6 +339,7 @@ class _Book:
                 history,
                 frozenset(erased - {shown(click) for _, click in history}),
                 epoch=self._epoch(partition),
+                since=self._given.offsets.get(partition, -1),
                 end=self._ends[partition],
                 max_clicks=self._rules.max_clicks,
             )
@@ -316,13 +356,21 @@ class _Book:
         self._differences.append(Difference(kind, self._namer.name(user_id), detail))
 
 
+def _click_of(user_id: str) -> Callable[[Mapping[str, Any]], Click]:
+    def read(click: Mapping[str, Any]) -> Click:
+        item_id, event_type, weight = _claimed_values(click)
+        return Click(user_id, item_id, click["clicked_at_ms"], click.get("event_id"), event_type, weight)
+
+    return read
+
+
 def _claimed_order(click: Mapping[str, Any]) -> Order:
     event_id = click.get("event_id")
     identity = click["item_id"] if event_id is None else event_id
     return click["clicked_at_ms"], identity.encode(), click.get("event_type", "click") in NEGATIVE
 
 
-def _claimed_values(click: Mapping[str, Any]) -> tuple[object, object, object]:
+def _claimed_values(click: Mapping[str, Any]) -> tuple[str, str, float]:
     return click["item_id"], click.get("event_type", "click"), click.get("weight", 1.0)
 
 

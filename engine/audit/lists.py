@@ -133,7 +133,15 @@ class ListBook:
             self._differ("list_version", published.user_id, detail)
 
     def compare(
-        self, user_id: str, history: History, erased: frozenset[Shown], *, epoch: str | None, end: int, max_clicks: int
+        self,
+        user_id: str,
+        history: History,
+        erased: frozenset[Shown],
+        *,
+        epoch: str | None,
+        since: int,
+        end: int,
+        max_clicks: int,
     ) -> None:
         """Compare the user's lists with the log.
 
@@ -142,6 +150,7 @@ class ListBook:
             history: all the user's clicks that count, also those after the dump.
             erased: the clicks that must not come back.
             epoch: of the log; None where no dump names it.
+            since: the offset behind which the history is known; -1 for all of it.
             end: offset after the last of the user's partition.
             max_clicks: size of a window.
         """
@@ -156,6 +165,8 @@ class ListBook:
                 self._differ("erased_back", user_id, f"the list at {_told(published.place)} shows erased clicks")
             elif published.place[0] >= end:
                 self._differ("list_window", user_id, f"the list is of {_told(published.place)}, the log ends at {end}")
+            elif published.place[0] < since:
+                self.counts["before"] += 1
             elif published.window != window_at(history, published.place[0], max_clicks):
                 detail = f"the list of {_told(published.place)} does not show the window of that offset"
                 self._differ("list_window", user_id, detail)

@@ -21,6 +21,7 @@ from engine.settings import Settings
 
 STALL_S = 60.0
 DUMP_COMMAND = ("-m", "engine.cli", "windows", "dump", "--jsonl")
+EVERYTHING: Mapping[int, int] = {}
 DUMP_REMEDY = "give what `mindstream windows dump --jsonl` printed"
 
 
@@ -34,24 +35,17 @@ class Topic:
             self.starts = {p.partition: offset for p, offset in consumer.beginning_offsets(partitions).items()}
             self.ends = {p.partition: offset for p, offset in consumer.end_offsets(partitions).items()}
 
-    def refuse_a_cut_log(self) -> None:
-        """Raise where the first records are gone: without them nothing can be recomputed."""
-        for partition, start in self.starts.items():
-            if start > 0:
-                raise LogError(
-                    f"partition {partition} of {self._name}",
-                    problem=f"begins at offset {start}, not 0",
-                    remedy="windows can only be audited against a log that is kept whole",
-                )
-
-    def entries(self) -> Iterator[Entry]:
-        """Yield every record, each partition in offset order."""
+    def entries(self, behind: Mapping[int, int] = EVERYTHING) -> Iterator[Entry]:
+        """Yield every record, each partition in offset order, from behind the offsets given for partitions."""
+        firsts = self._firsts(behind)
         with _client(self._settings, self._name) as consumer:
-            left = {p for p in _partitions(consumer, self._name) if self.starts[p.partition] < self.ends[p.partition]}
+            partitions = _partitions(consumer, self._name)
+            left = {p for p in partitions if firsts[p.partition] < self.ends[p.partition]}
             if not left:
                 return
             consumer.assign(sorted(left))
-            consumer.seek_to_beginning()
+            for partition in left:
+                consumer.seek(partition, firsts[partition.partition])
             moved_at = time.monotonic()
             while left:
                 polled = consumer.poll(timeout_ms=500, max_records=5_000)
@@ -64,6 +58,17 @@ class Topic:
                 moved_at = time.monotonic() if polled else moved_at
                 if time.monotonic() - moved_at > STALL_S:
                     raise _unreadable(self._name, f"gave no record for {STALL_S:.0f} s")
+
+    def unbroken_entries(self, behind: Mapping[int, int]) -> Iterator[Entry]:
+        """Yield what `entries` does, and raise at the end where the log was cut meanwhile."""
+        yield from self.entries(behind)
+        firsts = self._firsts(behind)
+        for partition, start in Topic(self._settings, "clicks").starts.items():
+            if start > firsts[partition]:
+                raise _unreadable(self._name, f"lost records below offset {start} while it was read")
+
+    def _firsts(self, behind: Mapping[int, int]) -> dict[int, int]:
+        return {partition: max(start, behind.get(partition, -1) + 1) for partition, start in self.starts.items()}
 
 
 @contextmanager
@@ -133,14 +138,14 @@ def read_erasures(entries: Iterable[Entry], epoch: str | None) -> dict[str, dict
     return erased
 
 
-def read_dump(windows: Iterable[Mapping[str, Any]] | Path | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the dump's lines; None runs `mindstream windows dump` and reads what it prints.
+def read_dump(windows: Iterable[Mapping[str, Any]] | Path | None, *options: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the dump's lines; None runs `mindstream windows dump` with *options* and reads what it prints.
 
     Raises:
         SourceError: the file or the command's output is no dump.
     """
     if windows is None:
-        done = subprocess.run([sys.executable, *DUMP_COMMAND], stdout=subprocess.PIPE, check=False)
+        done = subprocess.run([sys.executable, *DUMP_COMMAND, *options], stdout=subprocess.PIPE, check=False)
         if done.returncode:
             problem = f"ended with exit code {done.returncode}"
             raise SourceError("mindstream windows dump", problem=problem, remedy="see what it wrote above")
@@ -161,9 +166,20 @@ def _parse_lines(text: bytes, path: object) -> Iterator[Mapping[str, Any]]:
             continue
         try:
             read = json.loads(line)
-            complete = all(name in read for name in ("user_id", "clicks", "partition", "applied_offset"))
-        except (ValueError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(path, problem=f"line {number} is not JSON", remedy=DUMP_REMEDY) from error
-        if not complete:
+        if not _is_window(read):
             raise SourceError(path, problem=f"line {number} is no window", remedy=DUMP_REMEDY)
         yield read
+
+
+def _is_window(read: Any) -> bool:
+    """Return whether a dump's line has what every line must have, of the right kind."""
+    try:
+        numbers = (read["partition"], read["applied_offset"], *(click["clicked_at_ms"] for click in read["clicks"]))
+        texts = (read["user_id"], *(click["item_id"] for click in read["clicks"]))
+        event_ids = [click.get("event_id") for click in read["clicks"]]
+    except (TypeError, KeyError, AttributeError):
+        return False
+    is_right = all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
+    return is_right and all(event_id is None or isinstance(event_id, str) for event_id in event_ids)

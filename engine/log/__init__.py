@@ -9,7 +9,7 @@ topic; `check_access` tells a refusal from an outage. This package owns aiokafka
 from engine.log.access import check_access
 from engine.log.admin import Admin
 from engine.log.connection import wait_for_broker
-from engine.log.epoch import end_offsets, topic_epoch
+from engine.log.epoch import end_offsets, first_offsets, topic_epoch
 from engine.log.follower import Follower
 from engine.log.publisher import Publisher
 from engine.log.ranges import read_range
@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "check_access",
     "end_offsets",
+    "first_offsets",
     "read_range",
     "topic_epoch",
     "wait_for_broker",

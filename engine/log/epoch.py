@@ -60,12 +60,25 @@ async def end_offsets(settings: Settings, topic: str, *, epoch: Epoch | None = N
     Raises:
         LogError: the broker can't be reached, or has no such topic.
     """
-    count = (epoch or await topic_epoch(settings, topic)).partitions
-    partitions = [TopicPartition(settings.topic(topic), number) for number in range(count)]
+    partitions = await _partitions(settings, topic, epoch)
     with translated(settings.topic(topic)):
         async with consumer(settings) as reader:
             ends = await reader.end_offsets(partitions)
     return {partition.partition: end for partition, end in ends.items()}
+
+
+async def first_offsets(settings: Settings, topic: str, *, epoch: Epoch | None = None) -> dict[int, int]:
+    """As `end_offsets`, but the first offset that each partition still holds."""
+    partitions = await _partitions(settings, topic, epoch)
+    with translated(settings.topic(topic)):
+        async with consumer(settings) as reader:
+            firsts = await reader.beginning_offsets(partitions)
+    return {partition.partition: first for partition, first in firsts.items()}
+
+
+async def _partitions(settings: Settings, topic: str, epoch: Epoch | None) -> list[TopicPartition]:
+    count = (epoch or await topic_epoch(settings, topic)).partitions
+    return [TopicPartition(settings.topic(topic), number) for number in range(count)]
 
 
 async def read_epoch(settings: Settings, topic: str) -> Epoch:

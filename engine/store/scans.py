@@ -14,7 +14,7 @@ from rocksdict import Rdict, RdictIter
 
 from engine.events import ClickEvent
 from engine.store import codec
-from engine.store.codec import CLICKS, DERIVED, PROFILES, DerivedRow
+from engine.store.codec import CLICKS, DERIVED, PROFILES, DerivedRow, ProfileValue
 from engine.store.marks import DirtyUser
 from engine.store.rocksdb import check_status, open_for_reading, read, read_value, scan, scan_keys
 from engine.window import BehaviorWindow, SeenRule, window_order
@@ -169,10 +169,10 @@ def _read_newest(
     return kept, tuple(behind), [(start, end)] if surplus == max_clicks and start is not None else []
 
 
-def scan_profile(view: RdictIter, user_id: str) -> dict[str, str | float]:
+def scan_profile(view: RdictIter, user_id: str) -> dict[str, ProfileValue]:
     """Return the user's whole profile, however long it is, attributes in byte order."""
     prefix = codec.user_prefix(PROFILES, user_id.encode())
-    return {key[len(prefix) :].decode(): codec.decode_profile(value).value for key, value in scan(view, prefix)}
+    return {key[len(prefix) :].decode(): codec.decode_profile(value) for key, value in scan(view, prefix)}
 
 
 def read_attributes(view: RdictIter, user_id: str, names: Iterable[str]) -> dict[str, str | float]:

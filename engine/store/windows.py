@@ -442,7 +442,7 @@ class PartitionStore:
 
     def read_profile(self, user_id: str) -> dict[str, str | float]:
         """Return the user's whole profile as it is now."""
-        return scan_profile(self._db.iter(), user_id)
+        return {name: held.value for name, held in scan_profile(self._db.iter(), user_id).items()}
 
 
 def _clicks_of(user_id: str) -> bytes:

@@ -16,7 +16,7 @@ import structlog
 
 from engine import metrics
 from engine.errors import ConfigError, DamagedCheckpoint, StoreError
-from engine.log import Epoch, topic_epoch
+from engine.log import Epoch, first_offsets, topic_epoch
 from engine.settings import Settings
 from engine.store.checkpoints import Checkpoint, Checkpoints
 from engine.store.header import StoreHeader
@@ -126,9 +126,7 @@ async def list_checkpoints(settings: Settings, *, verify: bool) -> list[tuple[in
         CheckpointsUnusable: it can't be read.
         LogError: the broker can't be reached, or has no such topic.
     """
-    if settings.checkpoint_url is None:
-        raise ConfigError("MINDSTREAM_CHECKPOINT_URL", got=None, expected="set to where the checkpoints are")
-    checkpoints, epoch = Checkpoints(settings.checkpoint_url), await topic_epoch(settings, "clicks")
+    checkpoints, epoch = named_checkpoints(settings), await topic_epoch(settings, "clicks")
     rows = []
     for partition in range(epoch.partitions):
         for checkpoint in checkpoints.find(header_of(settings, epoch, partition)):
@@ -140,6 +138,33 @@ async def list_checkpoints(settings: Settings, *, verify: bool) -> list[tuple[in
                     state = str(error)
             rows.append((partition, checkpoint, state))
     return rows
+
+
+def named_checkpoints(settings: Settings) -> Checkpoints:
+    """Return the checkpoints that the settings name.
+
+    Raises:
+        ConfigError: they name no place, or one that can't be opened here.
+    """
+    if settings.checkpoint_url is None:
+        raise ConfigError("MINDSTREAM_CHECKPOINT_URL", got=None, expected="set to where the checkpoints are")
+    return Checkpoints(settings.checkpoint_url)
+
+
+async def find_continued(settings: Settings, checkpoints: Checkpoints) -> list[list[Checkpoint]]:
+    """Return of each partition the checkpoints that the log still goes on from, the oldest first.
+
+    Raises:
+        CheckpointsUnusable: they can't be read.
+        LogError: the broker can't be reached, or has no such topic.
+    """
+    epoch = await topic_epoch(settings, "clicks")
+    firsts = await first_offsets(settings, "clicks", epoch=epoch)
+    found = [checkpoints.find(header_of(settings, epoch, partition)) for partition in range(epoch.partitions)]
+    return [
+        [one for one in reversed(of_partition) if one.applied_offset + 1 >= firsts[partition]]
+        for partition, of_partition in enumerate(found)
+    ]
 
 
 def header_of(settings: Settings, epoch: Epoch, partition: int) -> StoreHeader:

@@ -31,6 +31,7 @@ def test_a_dump_reads_every_store_while_its_owner_writes(tmp_path: Path) -> None
             "user_id": f"u{partition}",
             "clicks": [click],
             "profile": {"country": "FR"},
+            "profile_set_at": {"country": (1_291_204_800_000, "e")},
             "partition": partition,
             "applied_offset": 0,
             "waiting": True,
