@@ -12,19 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.broker_hits import BROKER_FAULTS
+from tests.faults.disk_hits import DISK_FAULTS
 from tests.faults.points import POINTS
 from tests.faults.rig import EngineProcess, Rig, wait
-from tests.faults.small_disk import SmallDisk
+from tests.faults.work import ROUND_CLICKS, finish, kill_in_backlog, until
 from tests.faults.workers import WORKER_FAULTS
 
-ROUND_CLICKS = 12_000
 Hit = Callable[[Rig], bool]
 """Does the harm; returns whether it hit the engine at work."""
 
 
 def kill_at_random(rig: Rig) -> bool:
     """`kill -9` of an engine with a backlog, after a share of it that is drawn."""
-    return _kill_in_backlog(rig)
+    return kill_in_backlog(rig)
 
 
 def kill_at(point: str) -> Hit:
@@ -34,7 +34,7 @@ def kill_at(point: str) -> Hit:
         rig.send(ROUND_CLICKS)
         before = rig.applied()
         engine = rig.start(point=point, times=1 if point == "before_positions" else rig.random.randrange(1, 4))
-        _until(lambda: not engine.is_running, within_s=60.0)
+        until(lambda: not engine.is_running, within_s=60.0)
         died = not engine.is_running and engine.process.returncode == -signal.SIGKILL
         if engine.is_running:
             engine.kill()
@@ -46,7 +46,7 @@ def kill_at(point: str) -> Hit:
 
 def wipe_the_disk(rig: Rig) -> bool:
     """`kill -9`, and everything that the engine had on disk is gone, and so are its checkpoints."""
-    hit = _kill_in_backlog(rig)
+    hit = kill_in_backlog(rig)
     shutil.rmtree(rig.settings.data_dir / "engine")
     shutil.rmtree(rig.settings.data_dir / "checkpoints", ignore_errors=True)
     return hit
@@ -55,8 +55,8 @@ def wipe_the_disk(rig: Rig) -> bool:
 def wipe_the_disk_beside_checkpoints(rig: Rig) -> bool:
     """`kill -9`, and everything that the engine had on disk is gone; the next one must begin at its checkpoints."""
     if not rig.checkpoints():
-        _finish(rig)
-    hit = _kill_in_backlog(rig)
+        finish(rig)
+    hit = kill_in_backlog(rig)
     shutil.rmtree(rig.settings.data_dir / "engine")
     engine = rig.start()
     wait(lambda: _opened(engine, "checkpoint") > 0, engine, what="a checkpoint to be taken as base")
@@ -68,10 +68,10 @@ def bring_back_an_old_disk(rig: Rig) -> bool:
     """`kill -9`, and the disk is the one of an earlier day; half the time its checkpoints are gone too."""
     disk, old = rig.settings.data_dir / "engine", rig.settings.data_dir / "old"
     if not disk.exists():
-        _finish(rig)
+        finish(rig)
     shutil.copytree(disk, old)
     before = rig.applied()
-    hit = _kill_in_backlog(rig)
+    hit = kill_in_backlog(rig)
     shutil.rmtree(disk)
     old.rename(disk)
     if rig.random.random() < 0.5:
@@ -101,73 +101,6 @@ def erase_under_work(rig: Rig) -> bool:
         shutil.rmtree(disk)
         old.rename(disk)
     return hit and erased > 0
-
-
-def cut_the_wal(rig: Rig) -> bool:
-    """`kill -9`, and the end of a write-ahead log is missing, as after a power cut."""
-    hit = _kill_in_backlog(rig)
-    logs = [path for path in rig.stores(None, "*/*.log") if path.stat().st_size > 100]
-    if not logs:
-        return False
-    path = rig.random.choice(logs)
-    size = path.stat().st_size
-    with path.open("r+b") as log:
-        log.truncate(rig.random.randrange(size // 2, size))
-    return hit
-
-
-def corrupt_a_table(rig: Rig) -> bool:
-    """`kill -9`, and a table has other bytes; an engine must notice, and one started after it set the store aside."""
-    hit = _kill_in_backlog(rig)
-    tables = [path for path in rig.stores(None, "*/*.sst") if path.stat().st_size > 1_000]
-    if not tables:
-        return False
-    path = rig.random.choice(tables)
-    content = bytearray(path.read_bytes())
-    for _ in range(200):
-        content[rig.random.randrange(len(content))] ^= 0xFF
-    path.write_bytes(bytes(content))
-    for _ in range(2):  # the first may open the store, meet the block at work, and end for the second to look for it
-        engine = rig.start()
-        _until(lambda engine=engine: not engine.is_running or _set_aside(rig), within_s=60.0)  # type: ignore[misc]
-        if engine.is_running:
-            engine.kill()
-        if _set_aside(rig):
-            break
-    noticed = _set_aside(rig)
-    shutil.rmtree(rig.settings.data_dir / "engine" / "aside" if noticed else path.parent)
-    return hit and noticed
-
-
-def fill_the_disk(rig: Rig) -> bool:
-    """The disk of an engine at work is full; it must say so and end, and go on when there is room."""
-    rig.send(ROUND_CLICKS)
-    with SmallDisk(rig.settings.data_dir / "engine") as disk:
-        if not disk.is_mounted:  # not root
-            return False
-        before = rig.applied()
-        engine = rig.start()
-        wait(lambda: rig.applied() > before, engine, what="work to begin", every_s=0.002)
-        disk.fill()
-        _until(lambda: not _goes_on(rig, engine), within_s=60.0)
-        said = engine.last_lines()
-        hit = engine.process.poll() not in (None, 0) and "can't be written" in said and rig.applied() < rig.logged()
-        if engine.is_running:
-            engine.kill()
-        disk.make_room()
-        _finish(rig)
-    return hit
-
-
-def _goes_on(rig: Rig, engine: EngineProcess) -> bool:
-    """Give *engine* more to write, as RocksDB has room of its own for some; return whether it runs."""
-    if engine.is_running:
-        rig.send(ROUND_CLICKS)
-    return engine.is_running
-
-
-def _set_aside(rig: Rig) -> bool:
-    return any((rig.settings.data_dir / "engine" / "aside").glob("*"))
 
 
 def freeze_until_another_took_over(rig: Rig) -> bool:
@@ -237,31 +170,8 @@ def _adopt(rig: Rig, folder: Path) -> None:
     shutil.move(folder / "engine", rig.settings.data_dir / "engine")
 
 
-def _finish(rig: Rig) -> None:
-    """Have an engine do all there is to do, and stop it; it leaves a store and a checkpoint of each partition."""
-    engine = rig.start()
-    rig.drain(engine)
-    engine.stop()
-
-
 def _opened(engine: EngineProcess, base: str) -> float:
     return engine.figures().get(f'mindstream_stores_opened_total{{base="{base}"}}', 0.0)
-
-
-def _until(is_true: Callable[[], bool], *, within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while not is_true() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def _kill_in_backlog(rig: Rig) -> bool:
-    rig.send(ROUND_CLICKS)
-    before, end = rig.applied(), rig.logged()
-    goal = before + int((end - before) * rig.random.uniform(0.05, 0.7))
-    engine = rig.start()
-    wait(lambda: rig.applied() > goal, engine, what="work to begin", every_s=0.002)
-    engine.kill()
-    return before < rig.applied() < end
 
 
 FAULTS: dict[str, Hit] = {
@@ -271,11 +181,9 @@ FAULTS: dict[str, Hit] = {
     "wiped-disk-checkpoints": wipe_the_disk_beside_checkpoints,
     "old-disk": bring_back_an_old_disk,
     "erasures": erase_under_work,
-    "cut-wal": cut_the_wal,
-    "corrupt-table": corrupt_a_table,
-    "full-disk": fill_the_disk,
     "rebalances": storm_of_rebalances,
     "zombie": freeze_until_another_took_over,
+    **DISK_FAULTS,
     **BROKER_FAULTS,
     **WORKER_FAULTS,
 }

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.erasures import erase_user
@@ -36,9 +36,16 @@ ERASURES_HEARD_WITHIN_S = 2.0
 class EngineProcess:
     """One `mindstream engine`, or one that kills itself at a named point."""
 
-    def __init__(self, settings: Settings, *, point: str | None = None, times: int = 1) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        point: str | None = None,
+        times: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.metrics_port = free_port()
-        environment = os.environ | {
+        variables = os.environ | {
             "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
             "MINDSTREAM_TOPIC_PREFIX": settings.topic_prefix,
             "MINDSTREAM_DATA_DIR": str(settings.data_dir),
@@ -54,7 +61,9 @@ class EngineProcess:
         self.log_path = settings.data_dir / "engine.log"
         with self.log_path.open("ab") as output:
             command = [sys.executable, "-m", *armed]
-            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, env=variables | (environment or {}), stdout=output, stderr=subprocess.STDOUT
+            )
 
     @property
     def is_running(self) -> bool:
@@ -206,9 +215,17 @@ class Rig:
 
     # --- engines
 
-    def start(self, settings: Settings | None = None, *, point: str | None = None, times: int = 1) -> EngineProcess:
+    def start(
+        self,
+        settings: Settings | None = None,
+        *,
+        point: str | None = None,
+        times: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> EngineProcess:
         """Start an engine."""
-        self.engines.append(EngineProcess(settings or self.settings, point=point, times=times))
+        settings = settings or self.settings
+        self.engines.append(EngineProcess(settings, point=point, times=times, environment=environment))
         return self.engines[-1]
 
     def close(self) -> None:
