@@ -1,10 +1,11 @@
 """Ingest at the speed of the log: how fast a filled topic is drained into windows of 50 clicks, on one core.
 
-A real Kafka of its own holds the clicks (`ingest_load.py`) before anything is timed. Three drains read the same topic,
+A real Kafka of its own holds the clicks (`ingest_load.py`) before anything is timed. Four drains read the same topic,
 one after the other, in turns, each a fresh process with an empty directory:
 
 - **ours**: the engine's intake with its checks and its stores, and a window read per dirty user and second
   (`ingest_ours.py`),
+- **replay**: the same after the stores were lost: nobody is refreshed before the log's end is reached,
 - **stock Faust**: an agent that keeps the same windows in a Table (`ingest_stock_faust.py`), on the first clicks only,
 - **bare**: aiokafka's `getmany` and msgspec, with no state at all (`ingest_bare.py`).
 
@@ -26,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ingest_load import CLICK_BYTES, USERS, fill
+from ingest_load import CLICK_BYTES, USERS, clicks, fill
 from report import at_least, at_most, conclude, machine
 
 from engine.settings import Settings
@@ -34,9 +35,14 @@ from engine.streams.local_broker import LocalBroker
 from engine.streams.topics import create_topics
 
 HERE = Path(__file__).parent
-AT_LEAST_OF_STOCK, AT_LEAST_OF_BARE = 25.0, 0.25
+AT_LEAST_OF_STOCK, AT_LEAST_OF_BARE, AT_LEAST_OF_INGEST = 25.0, 0.25, 1.0
 MOST_DISK = 1.5
-DRAINS = {"ours": "ingest_ours.py", "stock": "ingest_stock_faust.py", "bare": "ingest_bare.py"}
+DRAINS = {
+    "ours": "ingest_ours.py",
+    "replay": "ingest_ours.py",
+    "stock": "ingest_stock_faust.py",
+    "bare": "ingest_bare.py",
+}
 TIMEOUT_S = 900
 
 
@@ -50,12 +56,19 @@ def main() -> int:
         pin(broker.pids, core=-1)
         asyncio.run(create_topics(settings))
         print(f"filling the topic with {arguments.clicks:,} clicks", flush=True)
-        asyncio.run(fill(settings, arguments.clicks))
+        asyncio.run(fill(settings, clicks(arguments.clicks)))
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in DRAINS}
         for turn in range(arguments.turns):
             for name in DRAINS:
                 count = arguments.stock_clicks if name == "stock" else arguments.clicks
-                runs[name].append(drain(settings, name, count, turn))
+                data = directory / f"{name}-{turn}"
+                mode = "replay" if name == "replay" else "live"
+                runs[name].append(drain(settings, DRAINS[name], data, clicks=count, mode=mode))
+                told = runs[name][-1]
+                print(
+                    f"  {name}: {told['clicks_per_s']:,.0f} clicks/s, {told['clicks_per_cpu_s']:,.0f} a CPU second",
+                    flush=True,
+                )
     finally:
         broker.stop()
         shutil.rmtree(directory, ignore_errors=True)
@@ -107,13 +120,13 @@ def pin(pids: list[int], *, core: int) -> None:
             os.sched_setaffinity(int(thread.name), {chosen})
 
 
-def drain(settings: Settings, name: str, clicks: int, turn: int) -> dict[str, Any]:
-    """Run one drain in a process of its own and return its figures."""
-    data = settings.data_dir / f"{name}-{turn}"
-    command = [sys.executable, str(HERE / DRAINS[name]), "--broker", settings.bootstrap_servers]
-    command += ["--data", str(data), "--group", f"bench-{name}-{turn}", "--clicks", str(clicks)]
+def drain(settings: Settings, script: str, data: Path, *, clicks: int, mode: str) -> dict[str, Any]:
+    """Run one drain in a process of its own, with the data directory *data*, and return its figures."""
+    command = [sys.executable, str(HERE / script), "--broker", settings.bootstrap_servers, "--data", str(data)]
+    command += ["--group", f"bench-{data.name}", "--clicks", str(clicks), "--mode", mode]
     environment = os.environ | {
         "CLICKS_PARTITIONS": str(settings.clicks_partitions),
+        "TOPIC_PREFIX": settings.topic_prefix,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
         "OMP_NUM_THREADS": "1",
     }
@@ -123,12 +136,8 @@ def drain(settings: Settings, name: str, clicks: int, turn: int) -> dict[str, An
     )
     shutil.rmtree(data, ignore_errors=True)
     if ended.returncode != 0 or not ended.stdout.strip():
-        sys.exit(f"the drain {name} failed with {ended.returncode}:\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}")
+        sys.exit(f"the drain {script} failed with {ended.returncode}:\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}")
     figures: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
-    print(
-        f"  {name}: {figures['clicks_per_s']:,.0f} clicks/s, {figures['clicks_per_cpu_s']:,.0f} a CPU second",
-        flush=True,
-    )
     return figures
 
 
@@ -149,6 +158,7 @@ def summarize(runs: dict[str, list[dict[str, Any]]], arguments: argparse.Namespa
         "runs": runs,
         "checks": [
             *(at_least(f"ingest over {words}", rates["ours"] / rates[name], bar) for words, name, bar in bars),
+            at_least("replay over ingest", rates["replay"] / rates["ours"], AT_LEAST_OF_INGEST),
             at_most("disk over kept clicks", on_disk, MOST_DISK),
         ],
     }
@@ -156,12 +166,12 @@ def summarize(runs: dict[str, list[dict[str, Any]]], arguments: argparse.Namespa
 
 def show(figures: dict[str, Any]) -> None:
     rates, by_cpu = figures["clicks_per_s"], figures["ratio_by_cpu"]
-    over_stock, over_bare, on_disk = (check["value"] for check in figures["checks"])
+    over_stock, over_bare, of_ingest, on_disk = (check["value"] for check in figures["checks"])
     print(
         f"ingest ({figures['machine']}): ours {rates['ours']:,.0f} clicks/s, stock Faust {rates['stock']:,.0f} "
         f"(ratio {over_stock:.1f}, by CPU {by_cpu['stock']:.1f}), bare loop {rates['bare']:,.0f} "
         f"(ratio {over_bare:.2f}, by CPU {by_cpu['bare']:.2f}); "
-        f"disk {on_disk:.2f} of the kept clicks"
+        f"replay {rates['replay']:,.0f} (ratio to ours {of_ingest:.2f}); disk {on_disk:.2f} of the kept clicks"
     )
 
 

@@ -10,7 +10,7 @@ import os
 import random
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,8 +41,8 @@ def clicks(count: int) -> Iterator[tuple[bytes, bytes]]:
         yield user, click
 
 
-async def fill(settings: Settings, count: int) -> None:
-    """Write *count* clicks to `clicks`, in large batches without compression."""
+async def fill(settings: Settings, messages: Iterable[tuple[bytes, bytes]]) -> None:
+    """Write *messages*, keys and values, to `clicks`, in large batches without compression."""
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.bootstrap_servers, max_batch_size=BATCH_BYTES, max_request_size=2 * BATCH_BYTES
     )
@@ -55,7 +55,7 @@ async def fill(settings: Settings, count: int) -> None:
             await producer.send_batch(open_batches.pop(partition), settings.topic("clicks"), partition=partition)
         )
 
-    for key, value in clicks(count):
+    for key, value in messages:
         partition = partition_of(key, settings.clicks_partitions)
         batch = open_batches.setdefault(partition, None) or producer.create_batch()
         open_batches[partition] = batch
@@ -79,6 +79,7 @@ def worker_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--group", required=True)
     parser.add_argument("--clicks", type=int, required=True)
+    parser.add_argument("--mode", choices=("live", "replay", "grown"), default="live")
     return parser.parse_args()
 
 
@@ -94,9 +95,13 @@ class Clock:
         if self._began_s is None:
             self._began_s, self._cpu_began_s = time.perf_counter(), time.process_time()
 
+    def cpu_s(self) -> float:
+        """Return the CPU seconds since the beginning, of all threads."""
+        return time.process_time() - self._cpu_began_s
+
     def stop(self, clicks: int) -> dict[str, Any]:
         """Return the figures of a drain of so many clicks."""
-        wall_s, cpu_s = time.perf_counter() - (self._began_s or 0.0), time.process_time() - self._cpu_began_s
+        wall_s, cpu_s = time.perf_counter() - (self._began_s or 0.0), self.cpu_s()
         return {
             "clicks": clicks,
             "wall_s": wall_s,

@@ -2,7 +2,8 @@
 
 Faust adapter, decoding with all checks, dead letters, windows in RocksDB: all as `engine/streams/app.py` puts them
 together. Once a second the reader takes every dirty user, reads the window and settles: marks and surplus clicks go.
-It makes no lists. The engine refreshes nobody before it has caught up; here the reader works from the first click on.
+It makes no lists. The engine refreshes nobody before it has caught up; here the reader works from the first click on,
+except in the mode `replay`, where it waits as the engine does. In the mode `grown` the stores are there already.
 """
 
 from __future__ import annotations
@@ -82,16 +83,17 @@ class Reader:
         return len(batch.users) or waiting
 
 
-class LiveIngest(Ingest):
-    """The engine's intake, which takes itself for caught up at once and counts what it took."""
+class CountedIngest(Ingest):
+    """The engine's intake, which counts what it took, and takes itself for caught up at once where it is to be live."""
 
     clock = Clock()
     taken = 0
     done: asyncio.Event
 
     async def start_positions(self, epoch: Epoch, bounds: Mapping[int, Bounds]) -> Mapping[int, int]:
-        begun = {partition: Bounds(held.first, held.first) for partition, held in bounds.items()}
-        return await super().start_positions(epoch, begun)
+        if arguments.mode == "live":
+            bounds = {partition: Bounds(held.first, held.first) for partition, held in bounds.items()}
+        return await super().start_positions(epoch, bounds)
 
     async def take(self, batch: ClickBatch) -> None:
         self.clock.start()
@@ -129,28 +131,30 @@ def disk() -> dict[str, int]:
 async def main() -> None:
     bound_decompression()
     seldom_collect_garbage()
-    (arguments.data / "engine").mkdir(parents=True)
+    (arguments.data / "engine").mkdir(parents=True, exist_ok=True)
     epoch = await topic_epoch(settings, "clicks")
     publisher, reader = Publisher(settings), Reader(settings.refresh_batch_size)
     await publisher.start()
     dead_letters = DeadLetters(settings, publisher, epoch.text)
-    ingest = LiveIngest(settings, epoch, dead_letters, reader, on_failure=give_up)
+    ingest = CountedIngest(settings, epoch, dead_letters, reader, on_failure=give_up)
     ingest.done = asyncio.Event()
     app = FaustApp(settings, ingest)
     await app.start()
-    reading = asyncio.create_task(reader.run())
+    reading = asyncio.create_task(asyncio.Event().wait() if arguments.mode == "replay" else reader.run())
     await ingest.done.wait()
     reading.cancel()
     await asyncio.wait([reading])
-    await reader.read_all()
+    if arguments.mode != "replay":
+        await reader.read_all()
     figures = ingest.clock.stop(ingest.taken)
     figures |= {
         "windows_read": reader.windows_read,
-        "read_cpu_us_per_window": reader.read_s / reader.windows_read * 1e6,
+        "read_cpu_us_per_window": reader.read_s / max(reader.windows_read, 1) * 1e6,
     }
     for store in list(reader.stores.values()):
-        store.close()
-    finish(figures | disk())
+        store.close()  # waits for what RocksDB has under way
+    figures["cpu_s_to_the_end"] = ingest.clock.cpu_s()
+    finish(figures if arguments.mode == "grown" else figures | disk())
 
 
 arguments = worker_arguments()
@@ -162,5 +166,6 @@ settings = Settings(
     data_dir=arguments.data,
     consumer_group=arguments.group,
     clicks_partitions=int(os.environ["CLICKS_PARTITIONS"]),
+    topic_prefix=os.environ["TOPIC_PREFIX"],
 )
 asyncio.run(main())

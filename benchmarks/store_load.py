@@ -6,7 +6,7 @@ A user's clicks lie a minute apart; ids are as short as a shop's: `u0012345`, `i
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rocksdict import WriteBatch
@@ -42,7 +42,15 @@ def draw_click(user: str, clicked_at_ms: int, rng: random.Random) -> ClickEvent:
     )
 
 
-def fill(directory: Path, users: int, clicks_each: int, *, with_lists: bool) -> int:
+def fill(
+    directory: Path,
+    users: int,
+    clicks_each: int,
+    *,
+    with_lists: bool,
+    header: Callable[[int], StoreHeader] = header_of,
+    has_applied: bool = True,
+) -> int:
     """Write the stores below *directory* as an engine's data directory holds them; return the clicks of the fullest.
 
     Args:
@@ -50,14 +58,16 @@ def fill(directory: Path, users: int, clicks_each: int, *, with_lists: bool) -> 
         users: how many.
         clicks_each: clicks of every user.
         with_lists: every user has a derived row, as after a refresh.
+        header: what the store of a partition is made for.
+        has_applied: whether the clicks are those of as many offsets; else the log begins behind them.
     """
     rng = random.Random(7)
     root = stores_dir(Settings(data_dir=directory))
-    paths = [root / f"clicks-{partition}" for partition in range(PARTITIONS)]
+    paths = [root / f"{header(partition).topic}-{partition}" for partition in range(PARTITIONS)]
     stores = [open_for_writing(path) for path in paths]
     batches = [WriteBatch(raw_mode=True) for _ in stores]
     for partition, (store, path) in enumerate(zip(stores, paths, strict=True)):
-        check_header(store, path, header_of(partition))
+        check_header(store, path, header(partition))
     counts = [0] * PARTITIONS
     for number in range(users):
         user = user_id(number)
@@ -75,7 +85,8 @@ def fill(directory: Path, users: int, clicks_each: int, *, with_lists: bool) -> 
             stores[partition].write(batch)
             batches[partition] = WriteBatch(raw_mode=True)
     for store, batch, count in zip(stores, batches, counts, strict=True):
-        batch.put(codec.OFFSET_KEY, codec.encode_offset(count - 1))
+        if has_applied:
+            batch.put(codec.OFFSET_KEY, codec.encode_offset(count - 1))
         store.write(batch)
         store.flush()
         store.close()

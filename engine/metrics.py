@@ -65,6 +65,7 @@ STORES_OPENED = Counter(
 for _base in ("local", "checkpoint", "log"):
     STORES_OPENED.labels(_base)
 STORES_SET_ASIDE = Counter("mindstream_stores_set_aside_total", "Damaged partition stores moved out of the way.")
+LOG_GAPS = Counter("mindstream_log_gaps_total", "Partitions read on from behind a gap in the log that was accepted.")
 CHECKPOINTS = Counter("mindstream_checkpoints_total", "Checkpoints of partition stores, by outcome.", ["outcome"])
 for _outcome in ("written", "failed"):
     CHECKPOINTS.labels(_outcome)

@@ -121,13 +121,17 @@ class Recovery:
                 problem=f"ends at offset {held.end}, but the store has applied {position - 1}: the log lost records",
                 remedy=f"restore the log, or move {self.path(store.header)} aside and rebuild from what is left",
             )
-        if position < held.first and not self._settings.accept_log_gap:
+        if position >= held.first:
+            return position
+        if not self._settings.accept_log_gap:
             raise LogError(
                 subject,
                 problem=f"begins at offset {held.first}, but the store needs offset {position} next",
                 remedy=f"{self._where_to_look()}MINDSTREAM_ACCEPT_LOG_GAP=true goes on without the clicks in between",
             )
-        return max(position, held.first)
+        metrics.LOG_GAPS.inc()
+        log.warning("log_gap_accepted", partition=store.header.partition, needed=position, begins_at=held.first)
+        return held.first
 
     def suspect(self) -> None:
         """Have the next start read every base whole, store or checkpoint: this run met a block it could not read."""

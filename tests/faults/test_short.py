@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,11 +14,21 @@ from tests.faults.cluster import Cluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
 
-
 TRIES = 4
+needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="a failing disk is made with a C compiler")
 
 
-@pytest.mark.parametrize("fault", ["kill", "kill-after-dead-letters", "kill-after-publish", "wiped-disk"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "kill",
+        "kill-after-dead-letters",
+        "kill-after-publish",
+        "wiped-disk",
+        pytest.param("read-only-disk", marks=needs_a_compiler),
+        pytest.param("failed-write", marks=needs_a_compiler),
+    ],
+)
 def test_an_engine_hit_at_work_loses_no_click_and_applies_none_twice(
     broker: Settings, tmp_path: Path, fault: str
 ) -> None:

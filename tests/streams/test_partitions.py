@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from engine import metrics
 from engine.errors import LogError, StoreFormatError
 from engine.log import Epoch
 from engine.store.header import StoreHeader
@@ -122,7 +123,9 @@ async def test_a_log_that_no_longer_holds_what_the_store_needs_is_refused(bench:
 
     await bench.ingest.revoke()
     told = Bench(bench.settings.model_copy(update={"accept_log_gap": True}))
+    before = metrics.LOG_GAPS._value.get()
     assert await told.own(first=10, end=20) == 10
+    assert metrics.LOG_GAPS._value.get() == before + 1, "and an alert says so"
     await told.ingest.close()
 
 
