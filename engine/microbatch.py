@@ -271,7 +271,7 @@ class ListMaker:
             [behavior.item_ids[at] for at in positions if at >= 0]
             for behavior, positions in zip(behaviors, interests.positions.tolist(), strict=True)
         ]
-        return summarize_interests(interests.routing_weights, interests.mask, item_ids)
+        return summarize_interests(interests.shares, interests.routing_weights, interests.mask, item_ids)
 
     def _describe(
         self, behavior: Behavior, items: Sequence[RankedItem], summaries: Sequence[InterestSummary]

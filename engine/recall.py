@@ -9,8 +9,8 @@ The merge, in order:
 1. Candidates that are seen, unavailable, padding or not finite are gone before anything is counted.
 2. An item found by several interests stays once, under the one that scores it best (then the lower interest).
 3. Of a category only the best `category_cap * size` count at first; an item without a category always does.
-4. Each interest is given its best `floor * size` items, fewer if the floors together would not fit.
-5. The rest goes by score; an interest may hold up to `cap * size`.
+4. Each interest is given its best items up to its floor: one, and the more the greater its share of the window.
+5. The rest goes by score; an interest may hold up to `cap * size`, and its share of what is left of the list.
 6. Only where that leaves the list short do interests and categories go beyond their cap.
 7. The list is ordered by score, best first, ties by ascending item id, bytewise.
 """
@@ -37,6 +37,8 @@ NO_SLOT, _NO_TURN = -1, np.int8(3)
 NO_CATEGORY = -1
 """Number of the items that have no category, which no cap holds back."""
 _POWERS_OF_TEN, _LEAST = np.array([10.0**power for power in range(23)]), 1e-14
+_ROUNDING = 1e-6
+"""A count that is whole but for the last digits of a product is that whole number."""
 """Those that a float64 holds exactly, and the least number that they bring to nine digits."""
 EXPLAINING_CLICKS = 5
 """An interest names at most this many of the clicks that formed it."""
@@ -131,9 +133,9 @@ class ListLimits:
 
     size: int
     floor: float
-    """Share of the list that each interest gets, if it has that many candidates."""
+    """Share of the list that an interest with an even share of the window gets, if it has that many candidates."""
     cap: float
-    """Share of the list that one interest may have while others can fill the rest."""
+    """Share of the list that an interest may have, and its share of the rest, while others can fill what is left."""
     category_cap: float = 1.0
     """Share of the list that one category may have while others can fill the rest."""
 
@@ -142,14 +144,23 @@ class ListLimits:
         """Return the limits that *settings* name."""
         return cls(settings.list_size, settings.interest_floor, settings.interest_cap, settings.category_cap)
 
-    def floor_count(self, interests: int) -> int:
-        """Return how many items each of *interests* gets at least; all of them together fit the list."""
-        return min(int(self.floor * self.size), self.size // max(interests, 1))
+    def floor_counts(self, shares: NDArray[np.float64], in_use: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Return (B, S) how many items each interest gets at least.
 
-    @property
-    def cap_count(self) -> int:
-        """How many items one interest has at the most while others can fill the rest."""
-        return math.ceil(self.cap * self.size)
+        Args:
+            shares: (B, S) each interest's part of its user's window; they add up to 1.
+            in_use: (B, S) True for the interests that there are.
+        """
+        together = np.minimum(self.floor * in_use.sum(axis=1, keepdims=True), 1.0)
+        counts = np.floor(together * shares * self.size + _ROUNDING)
+        floors: NDArray[np.int32] = np.where(in_use, np.maximum(counts, self.floor > 0), 0).astype(np.int32)
+        return floors
+
+    def cap_counts(self, shares: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Return (B, S) how many items each interest has at the most while others can fill the rest."""
+        parts = self.cap + (1.0 - self.cap) * shares
+        caps: NDArray[np.int32] = np.ceil(parts * self.size - _ROUNDING).astype(np.int32)
+        return caps
 
     @property
     def category_cap_count(self) -> int:
@@ -178,6 +189,7 @@ def merge(
     unavailable: NDArray[np.bool_],
     seen: Collection[int],
     limits: ListLimits,
+    shares: Sequence[float] | None = None,
     categories: NDArray[np.int32] | None = None,
 ) -> list[RankedItem]:
     """Return one list of what the interests in use found, by the rules at the top of this file.
@@ -190,6 +202,7 @@ def merge(
         unavailable: (N,) bool, True where an item is removed or not available.
         seen: rows that the user is not to get.
         limits: size, floor and caps.
+        shares: (Q,) each interest's part of the window; None: all alike.
         categories: (N,) a number for each item's category, `NO_CATEGORY` for none; None: no item has one.
 
     Returns:
@@ -206,6 +219,7 @@ def merge(
         unavailable=unavailable,
         seen=[seen],
         limits=limits,
+        shares=None if shares is None else [shares],
         categories=categories,
     )[0]
 
@@ -218,6 +232,7 @@ def merge_many(
     unavailable: NDArray[np.bool_],
     seen: Sequence[Collection[int]],
     limits: ListLimits,
+    shares: Sequence[Sequence[float]] | None = None,
     categories: NDArray[np.int32] | None = None,
 ) -> list[list[RankedItem]]:
     """Return the lists of B users, each as `merge` makes it.
@@ -229,6 +244,7 @@ def merge_many(
         unavailable: (N,) bool, True where an item is removed or not available.
         seen: B times the rows that the user is not to get.
         limits: size, floor and caps.
+        shares: B times what part of the window each of these interests stands for; None: all alike.
         categories: (N,) a number for each item's category, `NO_CATEGORY` for none; None: no item has one.
     """
     scores = found.scores + np.float32(0.0)  # never -0.0
@@ -242,7 +258,9 @@ def merge_many(
     beyond = None
     if categories is not None and limits.category_cap_count < limits.size:
         beyond = _beyond_cap(categories[rows], limits.category_cap_count)
-    chosen = _choose(slots, np.array([len(numbers) for numbers in interests]), limits, beyond)
+    parts, in_use = _parts(interests, shares)
+    floors = limits.floor_counts(parts, in_use)
+    chosen = _choose(slots, floors, np.maximum(floors, limits.cap_counts(parts)), limits.size, beyond)
     counts = np.minimum(ends, limits.size).tolist()
     places = np.minimum(chosen, max(rows.shape[1] - 1, 0))  # those behind the last item are not looked at
     rows, slots = (np.take_along_axis(part, places, axis=1) for part in (rows, slots))
@@ -310,10 +328,24 @@ def _beyond_cap(categories: NDArray[np.int32], cap_count: int) -> NDArray[np.boo
     return beyond
 
 
+def _parts(
+    interests: Sequence[Sequence[int]], shares: Sequence[Sequence[float]] | None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return (B, S) each interest's part of its user's window, even without *shares*, and which interests there are."""
+    counts = np.array([len(numbers) for numbers in interests])[:, None]
+    in_use: NDArray[np.bool_] = np.arange(counts.max(initial=0)) < counts
+    if shares is None:
+        return np.where(in_use, 1.0 / np.maximum(counts, 1), 0.0), in_use
+    parts = np.zeros(in_use.shape)
+    parts[in_use] = [part for own in shares for part in own]
+    return parts, in_use
+
+
 def _choose(
     slots: NDArray[np.int64],
-    slot_counts: NDArray[np.int64],
-    limits: ListLimits,
+    floors: NDArray[np.int32],
+    caps: NDArray[np.int32],
+    size: int,
     beyond: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """Return (B, size) positions of the chosen candidates, ascending; those without an item come last.
@@ -324,36 +356,39 @@ def _choose(
 
     Args:
         slots: (B, M) whose each candidate is, best first; `NO_SLOT` behind the last one.
-        slot_counts: (B,) how many interests have a floor.
-        limits: size, floor and caps.
+        floors: (B, S) how many each interest gets at least.
+        caps: (B, S) how many at the most while others can fill the rest; at least the floor.
+        size: how many to choose.
         beyond: (B, M) True for candidates beyond the cap of their category; None: nowhere.
     """
     # Narrow numbers: the arrays are wide, and what is done to them costs by the byte.
     width, slots = slots.shape[1], slots.astype(np.int16)
-    floors = np.array([limits.floor_count(count) for count in slot_counts.tolist()], dtype=np.int32)[:, None]
-    caps = np.maximum(floors, np.int32(limits.cap_count))
     turns = np.where(slots == NO_SLOT, _NO_TURN, np.int8(0))
-    for slot in range(int(slot_counts.max(initial=0))):
+    for slot in range(floors.shape[1]):
         own = slots == slot if beyond is None else (slots == slot) & ~beyond
         places = np.cumsum(own, axis=1, dtype=np.int32)
-        turns += own & (places > floors)
-        turns += own & (places > caps)
+        turns += own & (places > floors[:, slot, None])
+        turns += own & (places > caps[:, slot, None])
     if beyond is not None:
         turns[beyond & (turns == 0)] = 2
     # One key holds turn and position, so that a partial sort takes the first of each turn.
     keys = turns * np.int32(width) + np.arange(width, dtype=np.int32)
-    size = min(limits.size, width)
+    size = min(size, width)
     if size < width:
         keys = np.partition(keys, size, axis=1)[:, :size]
     return np.sort(np.where(keys >= _NO_TURN * np.int32(width), keys, keys % width), axis=1)
 
 
 def summarize_interests(
-    routing_weights: NDArray[np.float32], mask: NDArray[np.bool_], item_ids: Sequence[Sequence[str]]
+    shares: NDArray[np.float64],
+    routing_weights: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    item_ids: Sequence[Sequence[str]],
 ) -> list[list[InterestSummary]]:
-    """Return what explains the interests of B users: their shares of the routing mass, and the clicks that formed them.
+    """Return what explains the interests of B users: their shares of the window, and the clicks that formed them.
 
     Args:
+        shares: (B, K) float64, of `Interests`.
         routing_weights: (B, L, K) float32, one row a click, oldest first; rows of padding come before them.
         mask: (B, K) bool, True for the interests in use.
         item_ids: B times the clicked items, at most L of them.
@@ -366,15 +401,14 @@ def summarize_interests(
     ages = np.arange(length, dtype=np.uint64)
     weights = routing_weights[:, ::-1].transpose(0, 2, 1) + np.float32(0.0)  # (B, K, L), the newest click first
     is_click = ages < np.array([len(own) for own in item_ids])[:, None]
-    mass = np.where(mask, np.where(is_click[:, None, :], weights, 0.0).sum(axis=2, dtype=np.float64), 0.0)
-    shares = np.round(mass / np.maximum(mass.sum(axis=1, keepdims=True), 1e-12), 6).tolist()
+    parts = shares.tolist()
     # Keys of weight and age are in order once they are sorted, and sort some ten times faster than places by weights.
     keys = np.sort(order_keys(np.where(is_click[:, None, :], weights, -1.0), ages), axis=2)
     heaviest = (keys & np.uint64(2**32 - 1)).tolist()
     rounded = np.round(weights.astype(np.float64), 6).tolist()
     return [
         [
-            InterestSummary(number, shares[user][number], _name_clicks(own[::-1], heaviest[user][number], of_clicks))
+            InterestSummary(number, parts[user][number], _name_clicks(own[::-1], heaviest[user][number], of_clicks))
             for number, of_clicks in enumerate(rounded[user])
             if is_used[number]
         ]

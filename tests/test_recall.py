@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from engine.errors import MalformedEvent
 from engine.item_rows import ItemRows
+from engine.model import Interests
 from engine.recall import (
     NO_CATEGORY,
+    InterestSummary,
     ListLimits,
     RankedItem,
     RecallList,
@@ -39,6 +42,7 @@ class Search:
     unavailable: set[int] = field(default_factory=set)
     seen: set[int] = field(default_factory=set)
     limits: ListLimits = field(default=ListLimits(size=6, floor=0.2, cap=0.7))
+    shares: list[float] | None = None
     categories: list[int] | None = None
 
 
@@ -59,6 +63,7 @@ def merged(search: Search) -> list[RankedItem]:
         unavailable=unavailable,
         seen=search.seen,
         limits=search.limits,
+        shares=search.shares,
         categories=None if search.categories is None else np.array(search.categories, dtype=np.int32),
     )
 
@@ -78,20 +83,23 @@ def merged_plainly(search: Search) -> list[RankedItem]:
                 best[row] = (score, slot)
     left = sorted(best, key=lambda row: order(search, row, best[row][0]))
     size, slots = search.limits.size, len(search.found)
-    floor, cap = search.limits.floor_count(slots), search.limits.cap_count
+    limits, shares = search.limits, search.shares or [1 / slots] * slots
+    together = min(limits.floor * slots, 1.0)
+    floors = [max(math.floor(together * share * size + 1e-6), limits.floor > 0) for share in shares]
+    caps = [math.ceil((limits.cap + (1 - limits.cap) * share) * size - 1e-6) for share in shares]
+    caps = [max(pair) for pair in zip(floors, caps, strict=True)]
     counting: list[int] = []
     for row in left:
         category = NO_CATEGORY if search.categories is None else search.categories[row]
         before = sum(search.categories is not None and search.categories[other] == category for other in counting)
         if category == NO_CATEGORY or before < search.limits.category_cap_count:
             counting.append(row)
-    chosen: list[int] = []
-    for slot in range(slots):
-        chosen += [row for row in counting if best[row][1] == slot][:floor]
-    for candidates_left, limit in ((counting, cap), (left, size)):
+    floored = {row for slot in range(slots) for row in [r for r in counting if best[r][1] == slot][: floors[slot]]}
+    chosen = [row for row in counting if row in floored][:size]  # one item each may be more than a short list holds
+    for candidates_left, limits_of in ((counting, caps), (left, [size] * slots)):
         for row in candidates_left:
             held = sum(best[other][1] == best[row][1] for other in chosen)
-            if row not in chosen and held < limit and len(chosen) < size:
+            if row not in chosen and held < limits_of[best[row][1]] and len(chosen) < size:
                 chosen.append(row)
     chosen.sort(key=lambda row: order(search, row, best[row][0]))
     return [RankedItem(search.item_ids[row], best[row][0], best[row][1]) for row in chosen]
@@ -110,9 +118,11 @@ def searches(draw: st.DrawFn) -> Search:
             max_size=5,
         )
     )
+    parts = draw(st.lists(st.integers(0, 5), min_size=len(found), max_size=len(found)).filter(any))
     return Search(
         item_ids=ids,
         found=found,
+        shares=draw(st.sampled_from([None, [part / sum(parts) for part in parts]])),
         unavailable=draw(st.sets(every_row, max_size=5)),
         seen=draw(st.sets(every_row, max_size=5)),
         limits=ListLimits(
@@ -162,11 +172,11 @@ def test_same_candidates_in_another_order_give_the_same_list(search: Search) -> 
     assert merged(turned) == merged(straight)
 
 
-def loud_and_quiet(loud: int, quiet: int, limits: ListLimits) -> list[int | None]:
+def loud_and_quiet(loud: int, quiet: int, limits: ListLimits, *, shares: list[float] | None = None) -> list[int | None]:
     """Merge an interest with high scores and one with low ones; return the interest of each item of the list."""
     ids = [f"i{row:03d}" for row in range(loud + quiet)]
     found = [[(row, 10.0 - row / 100) for row in range(loud)], [(loud + row, 1.0) for row in range(quiet)]]
-    return [item.interest for item in merged(Search(ids, found, limits=limits))]
+    return [item.interest for item in merged(Search(ids, found, limits=limits, shares=shares))]
 
 
 def test_loud_interest_leaves_a_quiet_one_its_floor() -> None:
@@ -175,10 +185,30 @@ def test_loud_interest_leaves_a_quiet_one_its_floor() -> None:
     assert interests.count(1) == 2
 
 
+@pytest.mark.parametrize(("share", "items"), [(0.5, 4), (0.25, 2), (0.75, 6), (0.1, 1), (0.001, 1), (0.0, 1)])
+def test_the_floor_follows_the_share_of_the_window_and_is_never_nothing(share: float, items: int) -> None:
+    limits = ListLimits(size=40, floor=0.1, cap=1.0)
+
+    assert loud_and_quiet(50, 50, limits, shares=[1 - share, share]).count(1) == items
+
+
+def test_no_floor_is_none_whatever_the_share() -> None:
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.0, cap=1.0), shares=[0.1, 0.9])
+
+    assert interests.count(1) == 0
+
+
 def test_interest_stays_within_its_cap_while_another_can_fill_the_list() -> None:
-    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.1, cap=0.7))
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.1, cap=0.7), shares=[0.0, 1.0])
 
     assert interests.count(0) == 14
+
+
+@pytest.mark.parametrize(("share", "items"), [(0.5, 17), (0.75, 19), (0.9, 19)])
+def test_the_cap_leaves_an_interest_its_share_of_the_rest(share: float, items: int) -> None:
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.05, cap=0.7), shares=[share, 1 - share])
+
+    assert interests.count(0) == items
 
 
 def test_cap_yields_when_the_other_interest_has_nothing_left() -> None:
@@ -190,7 +220,15 @@ def test_cap_yields_when_the_other_interest_has_nothing_left() -> None:
 def test_floors_of_many_interests_shrink_until_they_fit() -> None:
     limits = ListLimits(size=10, floor=0.5, cap=0.7)
 
-    assert limits.floor_count(4) * 4 <= 10
+    assert limits.floor_counts(np.array([[0.4, 0.3, 0.2, 0.1]]), np.ones((1, 4), dtype=np.bool_)).sum() <= 10
+
+
+def test_of_more_interests_than_a_list_has_places_the_best_are_heard() -> None:
+    search = Search(
+        ["a", "b", "c"], [[(0, 1.0)], [(1, 3.0)], [(2, 2.0)]], limits=ListLimits(size=2, floor=0.1, cap=0.7)
+    )
+
+    assert [item.item_id for item in merged(search)] == ["b", "c"]
 
 
 def test_item_found_by_two_interests_stays_under_the_one_that_scores_it_best() -> None:
@@ -243,10 +281,17 @@ def test_scores_have_nine_digits_and_are_still_told_apart(scores: list[float]) -
 # --- what explains a list
 
 
+def summarized(weights: np.ndarray, mask: np.ndarray, item_ids: Sequence[Sequence[str]]) -> list[list[InterestSummary]]:
+    length = weights.shape[1]
+    positions = np.array([np.arange(length) - (length - len(own)) for own in item_ids])
+    interests = Interests(np.zeros((*mask.shape, 1)), mask, weights, np.maximum(positions, -1))
+    return summarize_interests(interests.shares, weights, mask, item_ids)
+
+
 def test_interest_weights_are_shares_of_the_routing_mass() -> None:
     weights = np.array([[[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]], dtype=np.float32)
 
-    [summaries] = summarize_interests(weights, np.array([[True, True]]), ["abcd"])
+    [summaries] = summarized(weights, np.array([[True, True]]), ["abcd"])
 
     assert [summary.weight for summary in summaries] == [0.75, 0.25]
 
@@ -254,7 +299,7 @@ def test_interest_weights_are_shares_of_the_routing_mass() -> None:
 def test_interest_names_its_five_heaviest_clicks_newest_first_among_equals() -> None:
     weights = np.array([[[0.1], [0.9], [0.5], [0.5], [0.2], [0.3]]], dtype=np.float32)
 
-    [[summary]] = summarize_interests(weights, np.array([[True]]), ["abcdef"])
+    [[summary]] = summarized(weights, np.array([[True]]), ["abcdef"])
 
     assert [click.item_id for click in summary.clicks] == ["b", "d", "c", "f", "e"]
 
@@ -262,7 +307,7 @@ def test_interest_names_its_five_heaviest_clicks_newest_first_among_equals() -> 
 def test_item_clicked_twice_is_named_once_in_an_interest() -> None:
     weights = np.array([[[0.2], [0.6]]], dtype=np.float32)
 
-    [[summary]] = summarize_interests(weights, np.array([[True]]), ["aa"])
+    [[summary]] = summarized(weights, np.array([[True]]), ["aa"])
 
     assert [(click.item_id, click.weight) for click in summary.clicks] == [("a", 0.6)]
 
@@ -270,7 +315,7 @@ def test_item_clicked_twice_is_named_once_in_an_interest() -> None:
 def test_unused_interests_are_not_summarized() -> None:
     weights = np.array([[[0.6, 0.1, 0.2]]], dtype=np.float32)
 
-    [summaries] = summarize_interests(weights, np.array([[True, False, True]]), ["a"])
+    [summaries] = summarized(weights, np.array([[True, False, True]]), ["a"])
 
     assert [(summary.interest, summary.weight) for summary in summaries] == [(0, 0.75), (2, 0.25)]
 
@@ -279,10 +324,10 @@ def test_who_else_is_summarized_changes_nothing() -> None:
     weights = np.array([[[9.0, 9.0], [0.5, 0.25], [0.5, 0.0]], [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]], dtype=np.float32)
     mask, item_ids = np.array([[True, True], [True, False]]), ["yz", "abc"]
 
-    first, second = summarize_interests(weights, mask, item_ids)
+    first, second = summarized(weights, mask, item_ids)
 
-    assert [first] == summarize_interests(weights[:1, 1:], mask[:1], item_ids[:1])
-    assert [second] == summarize_interests(weights[1:], mask[1:], item_ids[1:])
+    assert [first] == summarized(weights[:1, 1:], mask[:1], item_ids[:1])
+    assert [second] == summarized(weights[1:], mask[1:], item_ids[1:])
     assert [click.item_id for click in first[1].clicks] == ["y", "z"]
     assert [click.item_id for click in second[0].clicks] == ["a", "c", "b"]
 
@@ -295,7 +340,7 @@ def a_list() -> RecallList:
     return RecallList(
         user_id="u1",
         items=[RankedItem("i2", 0.5, 0)],
-        interests=summarize_interests(np.ones((1, 1, 1), dtype=np.float32), np.array([[True]]), [["i1"]])[0],
+        interests=summarized(np.ones((1, 1, 1), dtype=np.float32), np.array([[True]]), [["i1"]])[0],
         window=describe_window(window),
         as_of_ms=NOON_MS,
         accepted_at_ms=NOON_MS + 1,

@@ -34,8 +34,8 @@ class Recalling:
         self, vectors: np.ndarray, *, users: Sequence[str] = (), mask: Any = None, wishes: Wishes = NO_WISHES
     ) -> list[list[RankedItem]]:
         used = np.ones(vectors.shape[:2], dtype=np.bool_) if mask is None else np.array(mask)
-        nothing = np.zeros((len(vectors), 0, K), dtype=np.float32)
-        interests = Interests(vectors, used, nothing, np.zeros((len(vectors), 0), dtype=np.int64))
+        one_click = np.ones((len(vectors), 1, K), dtype=np.float32)
+        interests = Interests(vectors, used, one_click, np.zeros((len(vectors), 1), dtype=np.int64))
         self.served.catch_up()
         keys = users or [f"u{at}" for at in range(len(vectors))]
         return self.recaller.recall(keys, interests, [wishes] * len(vectors))
@@ -132,7 +132,7 @@ def test_what_was_turned_down_takes_its_neighbors_down_as_in_the_exact_list(shop
     assert len(near) > 3
     # Made of all 200 items, the pushed ones in their places: the list that the candidates gave.
     mask, wishes = np.ones((1, K), dtype=np.bool_), Wishes({first}, negative={first})
-    assert recalling.recaller._exactly(vectors[0], mask[0], wishes, every=True) == after
+    assert recalling.recaller._exactly(vectors[0], mask[0], np.full(K, 1 / K), wishes, every=True) == after
 
 
 def test_without_a_push_what_was_turned_down_stays_out_alone(shop: Shop) -> None:

@@ -48,6 +48,14 @@ class Interests:
     positions: np.ndarray
     """(B, L) int64, where each click stands in its user's `item_ids`, ascending; -1 for padding, which comes first."""
 
+    @property
+    def shares(self) -> np.ndarray:
+        """(B, K) float64, the part of what the window's clicks gave that each interest in use received; six digits."""
+        given = np.where(self.positions[:, :, None] >= 0, self.routing_weights, 0.0)
+        mass = np.where(self.mask, given.sum(axis=1, dtype=np.float64), 0.0)
+        shares: np.ndarray = np.round(mass / np.maximum(mass.sum(axis=1, keepdims=True), 1e-12), 6)
+        return shares
+
 
 @dataclass(frozen=True, slots=True)
 class WindowBatch:

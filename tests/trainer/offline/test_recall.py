@@ -39,9 +39,14 @@ class FixedInterests(InterestMethod):
         """One a user, in the user's id."""
         return [ask(history.tolist(), [1], str(user)) for user, history in enumerate(self._histories)]
 
-    def users(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
+    def users_with_shares(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         asked = [int(question.user_id) for question in questions]
-        return self.vectors[asked], self.used[asked]
+        return self.vectors[asked], self.used[asked], self.shares()[asked]
+
+    def shares(self) -> np.ndarray:
+        parts = np.array([5.0, 2.0, 1.0]) * self.used
+        shares: np.ndarray = parts / np.maximum(parts.sum(axis=1, keepdims=True), 1.0)
+        return shares
 
 
 def plain_list(method: FixedInterests, user: int, left_out: Sequence[int]) -> list[int]:
@@ -65,6 +70,7 @@ def plain_served(method: FixedInterests, user: int, left_out: Sequence[int]) -> 
         unavailable=np.logical_not(method.has_vector[1:]),
         seen={row - 1 for row in left_out},
         limits=LIMITS,
+        shares=method.shares()[user][numbers].tolist(),
     )
     rows = [IDS.index(item.item_id) + 1 for item in merged]
     return rows + [0] * (50 - len(rows))
