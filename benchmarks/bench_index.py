@@ -216,7 +216,7 @@ def live(arguments: argparse.Namespace) -> dict[str, Any]:
     run, done = LiveRun(), threading.Event()
     writer = threading.Thread(target=changes.keep_coming, args=(run, done))
     writer.start()
-    backend = f"a graph with ef {choice.ef}" if choice.index is graph else "exact search"
+    backend = f"a graph with ef {choice.ef}" if choice.index is graph else choice.backend
     print(
         f"live: {arguments.seconds:g} s, {UPSERTS_PER_S:,} item events/s beside {arguments.users_per_s} users/s who "
         f"search by {INTERESTS} interests, "

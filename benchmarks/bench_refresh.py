@@ -2,8 +2,9 @@
 
 Users with a window each click 20 times in turn; after each click all of them are refreshed in micro-batches: windows to
 interests, interests to lists. **Ours** is the engine's own model and recaller with its shipped settings and lists of
-100, over the index that `auto` chooses when a version is loaded, the calibrated graph or exact search: only interests
-that moved search, the others score again what they found; sampled lists are also made exactly, in the time measured.
+100, over the index that `auto` chooses when a version is loaded, the calibrated graph, exact search or exact search in
+half precision: only interests that moved search, the others score again what they found; sampled lists are also made
+exactly, in the time measured.
 **Plain** is `plain_recall.py` over the same graph, with the narrowest search that reaches .98.
 Recall is the share of an exact list's items, by the same rules, that a list holds; it is given for the worst step.
 
@@ -196,8 +197,8 @@ def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, A
     )
     print(
         f"  graph built, saved and loaded in {time.perf_counter() - began_s:.0f} s; calibrated to ef {choice.ef}, "
-        f"as an engine does: {choice.graph_ms:.2f} ms a query, exact {choice.exact_ms:.2f}, so "
-        f"{'the graph' if choice.index is graph else 'exact search'}",
+        f"as an engine does: {choice.graph_ms:.2f} ms a query, exact {choice.exact_ms:.2f}, in half precision "
+        f"{'not tried' if choice.half_ms is None else f'{choice.half_ms:.2f}'}: {choice.backend}",
         flush=True,
     )
     interests = [shop.model.interests([UserInput(window) for window in windows]) for windows in shop.windows]
@@ -216,7 +217,7 @@ def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, A
         "users": len(shop.windows[0]),
         "moved": moved,
         "ef": choice.ef,
-        "backend": "graph" if choice.index is graph else "exact",
+        "backend": choice.backend,
         "plain": plain,
         "ours": shipped,
         "curve": curve,

@@ -100,7 +100,8 @@ RECALL_AUDIT = Gauge(
     "mindstream_recall_at_k_audit", "Share of the items of sampled lists, made by exact search, that the lists hold."
 )
 INDEX_INFO = Gauge("mindstream_index_info", "1 for what searches the items of the version loaded last.", ["backend"])
-for _backend in ("hnsw", "exact"):
+INDEX_BACKENDS = ("hnsw", "exact", "exact_half")
+for _backend in INDEX_BACKENDS:
     INDEX_INFO.labels(_backend)
 INDEX_EF = Gauge("mindstream_index_ef", "Candidates that a search of the index looks at now.")
 POOL_BOUND = Gauge(
@@ -149,7 +150,7 @@ def show_model(version: str) -> None:
 
 def show_index(backend: str) -> None:
     """Make *backend* the only one that `mindstream_index_info` names."""
-    for known in ("hnsw", "exact"):
+    for known in INDEX_BACKENDS:
         INDEX_INFO.labels(known).set(known == backend)
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from engine import metrics
 from engine.ann import ItemIndex
-from engine.ann.calibration import choose
+from engine.ann.calibration import backend_of, choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex, private_folder
 from engine.ann.index import Rows, Vectors, top_places
@@ -180,22 +180,20 @@ def _choose_index(settings: Settings, version: str, graph: HnswIndex, queries: V
     log.info(
         "index_chosen",
         version=version,
-        backend=_backend(choice.index),
+        backend=choice.backend,
         items=graph.size,
         ef=choice.ef,
         graph_recall=round(choice.recall, 4),
         graph_ms=round(choice.graph_ms, 3),
         exact_ms=round(choice.exact_ms, 3),
+        half_recall=None if choice.half_recall is None else round(choice.half_recall, 4),
+        half_ms=None if choice.half_ms is None else round(choice.half_ms, 3),
     )
     return choice.index
 
 
-def _backend(index: HnswIndex | ExactIndex) -> str:
-    return "exact" if isinstance(index, ExactIndex) else "hnsw"
-
-
 def _shown(index: HnswIndex | ExactIndex) -> HnswIndex | ExactIndex:
-    metrics.show_index(_backend(index))
+    metrics.show_index(backend_of(index))
     return index
 
 
@@ -206,7 +204,8 @@ def builder_of(settings: Settings, like: ItemIndex | None = None) -> Build:
     """
     is_graph = settings.index_backend != "exact" if like is None else isinstance(like, HnswIndex)
     if not is_graph:
-        return partial(ExactIndex, device=choose_device(settings.device))
+        is_half = isinstance(like, ExactIndex) and like.is_half
+        return partial(ExactIndex, device=choose_device(settings.device), is_half=is_half)
     ef = like.ef if isinstance(like, HnswIndex) else settings.index_ef
     return partial(HnswIndex.build, ef=ef, threads=settings.torch_threads)
 

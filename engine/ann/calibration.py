@@ -1,8 +1,9 @@
 """Which backend searches a version, and how widely: measured when the version is loaded, with queries of its own model.
 
-The graph looks at more and more candidates until it finds the target share of the exact nearest items; then the faster
-of graph and exact search is taken. A small catalog, or a GPU, makes that exact search. The times are this machine's of
-this moment, so two engines may choose differently where both are about as fast; their scores are the same.
+The graph looks at more and more candidates until it finds the target share of the exact nearest items; then the fastest
+of graph, exact search and exact search in half precision is taken, the last one only where it finds that share too. A
+small catalog, a GPU, or a CPU that multiplies bfloat16, makes that exact search. The times are this machine's of this
+moment, so two engines may choose differently where two are about as fast; their scores are the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from engine.ann.index import Rows, Vectors
 NEAREST = 100
 """Recall is that of so many nearest items."""
 WIDER = 1.5
+MOST_HALVES = 2**25
+"""Of a larger catalog half precision isn't tried, N times D numbers: a graph is faster, and the copy costs memory."""
 ROUNDS = 3
 """Of each the fastest is taken: whatever else the machine does only adds time."""
 
@@ -33,9 +36,24 @@ class Choice:
     """Candidates the graph looks at, chosen or not."""
     recall: float
     """Share of the exact nearest items that the graph finds so."""
+    half_recall: float | None
+    """Share of them that half precision finds; None where that was not tried."""
     graph_ms: float
     """Milliseconds a query on the graph."""
     exact_ms: float
+    half_ms: float | None
+
+    @property
+    def backend(self) -> str:
+        """What is to search, by its name."""
+        return backend_of(self.index)
+
+
+def backend_of(index: HnswIndex | ExactIndex) -> str:
+    """Return `hnsw`, `exact` or `exact_half`."""
+    if isinstance(index, HnswIndex):
+        return "hnsw"
+    return "exact_half" if index.is_half else "exact"
 
 
 def choose(
@@ -48,11 +66,11 @@ def choose(
     most: int,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Return the faster of two indexes of the same items that finds enough.
+    """Return the fastest of three indexes of the same items that finds enough.
 
     Args:
         graph: becomes as wide as it must, and stays so.
-        exact: the judge, and the alternative.
+        exact: the judge, and the alternative, in full or in half precision.
         queries: (Q, D) float32 interests, at least one.
         k: candidates that a search is asked for while it is timed.
         target: share of the exact nearest that must be found.
@@ -67,8 +85,15 @@ def choose(
         graph.widen(min(most, int(graph.ef * WIDER) + 1))
         recall = _recall(graph.candidates(queries, max(k, nearest)), queries, graph, true)
     graph_s, exact_s = (_fastest(index, queries, k, clock_s) / len(queries) for index in (graph, exact))
-    index = exact if exact_s <= graph_s else graph
-    return Choice(index, graph.ef, recall, graph_s * 1e3, exact_s * 1e3)
+    index: HnswIndex | ExactIndex = exact if exact_s <= graph_s else graph
+    half_recall = half_s = None
+    if exact.vectors.size <= MOST_HALVES:
+        half = exact.in_half()
+        half_recall = _recall(half.candidates(queries, max(k, nearest)), queries, graph, true)
+        half_s = _fastest(half, queries, k, clock_s) / len(queries)
+        index = half if half_recall >= target and half_s < min(graph_s, exact_s) else index
+    half_ms = None if half_s is None else half_s * 1e3
+    return Choice(index, graph.ef, recall, half_recall, graph_s * 1e3, exact_s * 1e3, half_ms)
 
 
 def _recall(found: Rows, queries: Vectors, graph: HnswIndex, true: Rows) -> float:

@@ -62,7 +62,7 @@ class ItemIndex(Protocol):
         """Return the (Q, k) rows that `search` would, in no order and without their scores; -1 where there is none."""
 
     def widen(self, ef: int) -> None:
-        """Look at *ef* candidates at least in every search from now on; an exact index looks at all anyway."""
+        """Look at *ef* candidates at least in every search from now on; an exact index at all, in full precision."""
 
 
 def check_item_vectors(vectors: npt.ArrayLike) -> Vectors:

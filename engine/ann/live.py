@@ -230,7 +230,8 @@ class LiveIndex:
         changed = self._changed_since_build or set()
         self._built = self._changed_since_build = self._building = None
         self._base = built.over(_read_only(self._vectors))
-        self._base.widen(self._ef)
+        if self._ef:
+            self._base.widen(self._ef)
         give_back_memory()
         self.generation += 1
         self._is_in_base[:] = self._is_stale[:] = False
