@@ -10,6 +10,7 @@ import torch
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from engine.ann.calibration import EXACT_IS_WORTH
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.ann.index import NO_ROW
@@ -92,17 +93,20 @@ def test_canary_windows_are_of_items_that_lie_together(monkeypatch: pytest.Monke
     assert len(canary_interests("0001", model, ids[:1], vectors[:1])) == count
 
 
-def test_without_a_choice_the_faster_one_searches_and_is_named(settings: Settings):
+def test_without_a_choice_a_measurement_decides_what_searches_and_it_is_named(settings: Settings):
     version = publish(settings, make_parts())
 
     with capture_logs() as logs:
         loaded = load_snapshot(settings, version, 0)
 
     (chosen,) = [line for line in logs if line["event"] == "index_chosen"]
-    kind = ExactIndex if chosen["exact_ms"] <= chosen["graph_ms"] else HnswIndex
-    assert isinstance(loaded.index, kind)
+    assert chosen["half_recall"] >= 0.98
+    exact = "exact_half" if chosen["half_ms"] < chosen["exact_ms"] else "exact"
+    is_exact = min(chosen["half_ms"], chosen["exact_ms"]) <= EXACT_IS_WORTH * chosen["graph_ms"]
+    assert chosen["backend"] == (exact if is_exact else "hnsw")
+    assert isinstance(loaded.index, HnswIndex if chosen["backend"] == "hnsw" else ExactIndex)
     assert chosen["graph_recall"] >= 0.98
-    for name in ("exact", "hnsw"):
+    for name in ("exact", "exact_half", "hnsw"):
         shown = REGISTRY.get_sample_value("mindstream_index_info", {"backend": name})
         assert shown == float(name == chosen["backend"])
 
@@ -115,11 +119,14 @@ def test_an_index_made_anew_is_like_the_one_it_takes_the_place_of(settings: Sett
 
     graph = builder_of(settings, like=HnswIndex.build(vectors, ef=333))(vectors, rows=rows)
     exact = builder_of(settings, like=ExactIndex(vectors))(vectors, rows=rows)
+    half = builder_of(settings, like=ExactIndex(vectors, is_half=True))(vectors, rows=rows)
 
     assert isinstance(graph, HnswIndex)
     assert graph.ef == 333
     assert isinstance(exact, ExactIndex)
-    for index in (graph, exact):
+    assert isinstance(half, ExactIndex)
+    assert (exact.is_half, half.is_half) == (False, True)
+    for index in (graph, exact, half):
         assert (index.size, index.search(vectors[:1], len(vectors))[0].min()) == (len(rows), NO_ROW)
         assert 0 not in index.search(vectors[:1], 10)[0]
 

@@ -1,9 +1,9 @@
 """Which backend searches a version, and how widely: measured when the version is loaded, with queries of its own model.
 
-The graph looks at more and more candidates until it finds the target share of the exact nearest items; then the fastest
-of graph, exact search and exact search in half precision is taken, the last one only where it finds that share too. A
-small catalog, a GPU, or a CPU that multiplies bfloat16, makes that exact search. The times are this machine's of this
-moment, so two engines may choose differently where two are about as fast; their scores are the same.
+The graph looks at more and more candidates until it finds the target share of the exact nearest items. Beside it stand
+exact search, and exact search in half precision where that finds the share too: the faster of them is taken unless the
+graph is much faster. A small catalog, a GPU, or a CPU that multiplies bfloat16, makes that exact search. The times are
+this machine's of this moment, so two engines may choose differently; their scores are the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ NEAREST = 100
 WIDER = 1.5
 MOST_HALVES = 2**25
 """Of a larger catalog half precision isn't tried, N times D numbers: a graph is faster, and the copy costs memory."""
+EXACT_IS_WORTH = 1.5
+"""Exact search may take so many times as long as the graph: what a graph misses adds to what pools miss."""
 ROUNDS = 3
 """Of each the fastest is taken: whatever else the machine does only adds time."""
 
@@ -66,7 +68,7 @@ def choose(
     most: int,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Return the fastest of three indexes of the same items that finds enough.
+    """Return the one of three indexes of the same items that finds enough and takes little time, exact ones preferred.
 
     Args:
         graph: becomes as wide as it must, and stays so.
@@ -85,13 +87,15 @@ def choose(
         graph.widen(min(most, int(graph.ef * WIDER) + 1))
         recall = _recall(graph.candidates(queries, max(k, nearest)), queries, graph, true)
     graph_s, exact_s = (_fastest(index, queries, k, clock_s) / len(queries) for index in (graph, exact))
-    index: HnswIndex | ExactIndex = exact if exact_s <= graph_s else graph
     half_recall = half_s = None
+    fastest, fastest_s = exact, exact_s
     if exact.vectors.size <= MOST_HALVES:
         half = exact.in_half()
         half_recall = _recall(half.candidates(queries, max(k, nearest)), queries, graph, true)
         half_s = _fastest(half, queries, k, clock_s) / len(queries)
-        index = half if half_recall >= target and half_s < min(graph_s, exact_s) else index
+        if half_recall >= target and half_s < exact_s:
+            fastest, fastest_s = half, half_s
+    index = fastest if fastest_s <= graph_s * EXACT_IS_WORTH else graph
     half_ms = None if half_s is None else half_s * 1e3
     return Choice(index, graph.ef, recall, half_recall, graph_s * 1e3, exact_s * 1e3, half_ms)
 
