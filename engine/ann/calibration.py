@@ -23,7 +23,7 @@ NEAREST = 100
 WIDER = 1.5
 MOST_HALVES = 2**25
 """Of a larger catalog half precision isn't tried, N times D numbers: a graph is faster, and the copy costs memory."""
-EXACT_IS_WORTH = 1.5
+EXACT_IS_WORTH = 2.0
 """Exact search may take so many times as long as the graph: what a graph misses adds to what pools miss."""
 ROUNDS = 3
 """Of each the fastest is taken: whatever else the machine does only adds time."""
