@@ -6,6 +6,9 @@ snapshot, publishes them, and only after the broker's acknowledgement has the st
 click that comes meanwhile keeps a mark of its own, and a crash or a failure anywhere leaves the marks where they were.
 A user of whom no list can be made is the exception: `microbatch` gives up on that one alone, mark and all.
 
+Who waited when a partition joined the loop, or when the first model came, is backlog: whoever clicks afterwards goes
+first, and of each micro-batch the backlog gets a share.
+
 After each live micro-batch goes a smaller one of the sweep: users whom another model version refreshed, the most
 recently active first. So a swap reaches everybody, while nobody's click waits for more than one small batch.
 
@@ -90,11 +93,12 @@ class RefreshLoop:
         self._in_flight = asyncio.Lock()
         self._wake = asyncio.Event()
         self._notified_s: float | None = None
-        self._is_stopping = False
+        self._is_stopping = self._had_no_model = False
         self._task: asyncio.Task[None] | None = None
 
     def add_partition(self, partition: int, store: PartitionStore) -> None:
-        """Refresh the users of *store* from now on."""
+        """Refresh the users of *store* from now on; those who wait already are backlog."""
+        store.set_back()
         self._stores[partition] = store
         _show_progress(self._stores, self._holder.current)
         self.notify()
@@ -199,8 +203,13 @@ class RefreshLoop:
         async with self._in_flight:
             snapshot, stores = self._holder.current, dict(self._stores)
             if snapshot is None or snapshot.model is None:
+                self._had_no_model = True
                 await self._in_thread(lambda: _show_progress(stores, snapshot))
                 return 0
+            if self._had_no_model:
+                self._had_no_model = False
+                for store in stores.values():
+                    store.set_back()
             taken: list[Taken] = []
             try:
                 made, messages = await self._in_thread(lambda: self._make(snapshot, stores, take, limit, taken))

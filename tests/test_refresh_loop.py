@@ -44,6 +44,24 @@ async def test_click_that_comes_while_its_user_is_refreshed_gets_a_list_of_its_o
     assert (first.accepted_at_ms, second.accepted_at_ms) == (NOON_MS, NOON_MS + 1)
 
 
+async def test_who_waited_before_the_first_model_came_waits_behind_live_clicks(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"refresh_batch_size": 4})
+    async with running(tmp_path, make_popular_snapshot(), settings=settings) as engine:
+        engine.click(*(click for at in range(8) for click in clicks(f"old{at}", "i001")))
+        await asyncio.sleep(0.1)  # the loop has looked around, without a model
+        engine.log.acknowledges.clear()
+        engine.holder.swap(make_snapshot(activation=1))
+        engine.loop.notify()
+        await engine.log.sending.wait()
+        engine.click(*(click for at in range(6) for click in clicks(f"new{at}", "i001")))
+        engine.log.acknowledges.set()
+        await engine.settled()
+
+        order = [one.user_id for one in engine.lists()]
+    assert order[:4] == ["old0", "old1", "old2", "old3"]
+    assert order[4:] == ["new0", "new1", "new2", "old4", "new3", "new4", "new5", "old5", "old6", "old7"]
+
+
 async def test_publisher_that_fails_leaves_the_marks_and_the_lists_come_later(tmp_path: Path) -> None:
     failures = REFRESH_FAILURES._value.get()
 

@@ -18,6 +18,9 @@ from engine.store import codec
 from engine.store.codec import MARKS, NO_ACTIVATION, NO_CLICK, OLD_MARKS, DerivedRow, Mark
 from engine.store.rocksdb import scan
 
+BACKLOG_SHARE = 0.25
+"""Of those taken for a refresh, the part that the backlog gets while live users could take all."""
+
 
 class DirtyUser(msgspec.Struct, frozen=True, gc=False):
     """A user whose list is due: `accepted_at_ms` is when the log accepted the oldest click that no list reflects yet.
@@ -70,22 +73,47 @@ def read_old_marks(view: RdictIter) -> list[Mark]:
 
 
 class Waiting:
-    """Who waits for a list, those taken for a refresh left out; not to be used by two threads at once."""
+    """Who waits for a list, those taken for a refresh left out; not to be used by two threads at once.
+
+    Two queues, each with the oldest mark first: the backlog, those who waited when they were last `set_back`, and the
+    live ones, who clicked since.
+    """
 
     def __init__(self, stored: StoredMarks) -> None:
-        self._users = OrderedDict((user.user_id, user) for user in stored.users())  # the oldest mark first
+        self._live = OrderedDict((user.user_id, user) for user in stored.users())
+        self._backlog = OrderedDict[str, DirtyUser]()
+        self._owed = 0.0  # to the backlog, of what was taken
         self._counts = stored.counts  # by number, how many marks on disk are not settled
         self._next = max(self._counts, default=-1) + 1
 
     def __len__(self) -> int:
-        return len(self._users)
+        return len(self._live) + len(self._backlog)
 
     def __contains__(self, user_id: str) -> bool:
-        return user_id in self._users
+        return user_id in self._live or user_id in self._backlog
+
+    @property
+    def backlog(self) -> int:
+        """How many of those who wait are of the backlog."""
+        return len(self._backlog)
+
+    def set_back(self) -> None:
+        """Count all who wait now as backlog."""
+        if self._backlog:
+            self._backlog.update(self._live)
+            self._live.clear()
+        else:  # there may be a million of them
+            self._backlog, self._live = self._live, self._backlog
+
+    def bring_forward(self, user_ids: Iterable[str]) -> None:
+        """Count those of the users who are of the backlog as live: they clicked again."""
+        for user_id in user_ids:
+            if (user := self._backlog.pop(user_id, None)) is not None:
+                self._live[user_id] = user
 
     def marks_for(self, user_ids: Iterable[str]) -> list[Mark]:
         """Return marks for those of the users who don't wait, whatever they clicked."""
-        return [Mark(user_id, NO_CLICK, None) for user_id in dict.fromkeys(user_ids) if user_id not in self._users]
+        return [Mark(user_id, NO_CLICK, None) for user_id in dict.fromkeys(user_ids) if user_id not in self]
 
     def put(self, batch: WriteBatch, marks: Sequence[Mark]) -> None:
         """Have *batch* write *marks* of users who don't wait; `add` them once it is written."""
@@ -93,7 +121,7 @@ class Waiting:
             batch.put(codec.marks_key(self._next), codec.encode_marks(marks))
 
     def add(self, marks: Sequence[Mark]) -> None:
-        """Let the users of *marks*, which are on disk now, wait behind all others."""
+        """Let the users of *marks*, which are on disk now, wait behind all live ones."""
         if not marks:
             return
         numbers = (self._next,)
@@ -101,18 +129,23 @@ class Waiting:
         self._next += 1
         for mark in marks:
             user_id = mark.user_id
-            self._users[user_id] = DirtyUser(user_id, mark.accepted_at_ms, numbers)
+            self._live[user_id] = DirtyUser(user_id, mark.accepted_at_ms, numbers)
 
     def take(self, limit: int) -> list[DirtyUser]:
-        """Take at most *limit* users, those with the oldest marks first; they wait no more."""
-        return [self._users.popitem(last=False)[1] for _ in range(min(limit, len(self._users)))]
+        """Take at most *limit* users, who wait no more: live ones first, but of the backlog its share at least."""
+        owed = min(self._owed + limit * BACKLOG_SHARE, float(limit))
+        of_backlog = min(len(self._backlog), max(int(owed), limit - len(self._live)))
+        self._owed = max(0.0, owed - of_backlog) if len(self._backlog) > of_backlog else 0.0
+        of_live = min(len(self._live), limit - of_backlog)
+        parts = ((self._live, of_live), (self._backlog, of_backlog))
+        return [queue.popitem(last=False)[1] for queue, count in parts for _ in range(count)]
 
     def give_back(self, users: Sequence[DirtyUser]) -> None:
         """Let *users* wait again, before all others."""
         for user in reversed(users):
-            newer = self._users.get(user.user_id)
-            self._users[user.user_id] = user if newer is None else _joined(user, newer)
-            self._users.move_to_end(user.user_id, last=False)
+            newer = self._live.get(user.user_id) or self._backlog.pop(user.user_id, None)
+            self._live[user.user_id] = user if newer is None else _joined(user, newer)
+            self._live.move_to_end(user.user_id, last=False)
 
     def delete(self, batch: WriteBatch, users: Sequence[DirtyUser]) -> Counter[int]:
         """Have *batch* delete what no mark is left of without those of *users*; give the answer to `settle` then."""

@@ -174,6 +174,8 @@ class PartitionStore:
             if through >= 0:
                 batch.put(codec.OFFSET_KEY, codec.encode_offset(through))
             self._write_and_mark(batch, marks)
+            if self._waiting.backlog:
+                self._waiting.bring_forward(logged.click.user_id for logged in fresh)
             self._applied_offset = through
             return len(fresh)
 
@@ -308,8 +310,13 @@ class PartitionStore:
         with self._lock:
             return self._refreshed.total() - self._refreshed[activation]
 
+    def set_back(self) -> None:
+        """Count all who wait for a list now as backlog: those who click from now on go before them."""
+        with self._lock:
+            self._waiting.set_back()
+
     def take_dirty(self, limit: int) -> DirtyBatch:
-        """Take at most *limit* dirty users, the one with the oldest waiting click first."""
+        """Take at most *limit* dirty users, the oldest waiting click first, but live ones before the backlog."""
         with self._lock:
             return self._new_batch(self._waiting.take(limit))
 

@@ -27,6 +27,78 @@ def test_dirty_users_come_oldest_click_first_with_the_time_the_log_accepted_it(s
     store.release(batch)
 
 
+def taken(store: PartitionStore, limit: int) -> list[str]:
+    """Take at most *limit* users, settle them, and return who they were."""
+    batch = store.take_dirty(limit)
+    users = [user.user_id for user in batch.users]
+    store.settle(batch, [published(user, 1, 1) for user in users])
+    return users
+
+
+def test_who_clicks_goes_before_the_backlog_which_gets_its_share(store: PartitionStore) -> None:
+    apply(store, *(make_click(user_id=f"old{at}") for at in range(6)))
+    store.set_back()
+    apply(store, *(make_click(user_id=f"new{at}") for at in range(10)))
+
+    assert taken(store, 4) == ["new0", "new1", "new2", "old0"]
+    assert taken(store, 8) == ["new3", "new4", "new5", "new6", "new7", "new8", "old1", "old2"]
+    assert taken(store, 4) == ["new9", "old3", "old4", "old5"]
+    assert store.count_dirty() == 0
+
+
+def test_one_at_a_time_the_backlog_gets_its_share_too(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="old0"), make_click(user_id="old1"))
+    store.set_back()
+    apply(store, *(make_click(user_id=f"new{at}") for at in range(8)))
+
+    order = [taken(store, 1)[0] for _ in range(9)]
+
+    assert order == ["new0", "new1", "new2", "old0", "new3", "new4", "new5", "old1", "new6"]
+
+
+def test_who_clicks_again_is_backlog_no_more_and_the_first_click_is_what_waits(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="a"), make_click(user_id="b"), make_click(user_id="c"))
+    store.set_back()
+    apply(store, make_click(user_id="d"), make_click(user_id="c", item_id="i2"))
+
+    batch = store.take_dirty(2)
+
+    assert [(user.user_id, user.accepted_at_ms) for user in batch.users] == [("d", 1_003), ("c", 1_002)]
+    store.settle(batch, [])
+    assert taken(store, 10) == ["a", "b"]
+
+
+def test_backlog_that_is_set_back_again_stays_in_its_order_and_survives_the_process(
+    store: PartitionStore, tmp_path: Path
+) -> None:
+    apply(store, make_click(user_id="a"), make_click(user_id="b"))
+    store.set_back()
+    apply(store, make_click(user_id="c"))
+    store.set_back()
+    batch = store.take_dirty(1)
+    assert [user.user_id for user in batch.users] == ["a"]
+    store.release(batch)
+    again = reopen(store, tmp_path)
+
+    assert taken(again, 10) == ["a", "b", "c"]
+    again.close()
+
+
+def test_a_batch_given_back_is_joined_with_a_newer_mark_of_the_backlog(store: PartitionStore) -> None:
+    apply(store, make_click(user_id="a"))
+    batch = store.take_dirty(1)
+    apply(store, make_click(user_id="a", item_id="i2"), make_click(user_id="b"))
+    store.set_back()
+
+    store.release(batch)
+
+    assert store.count_dirty() == 2
+    joined = store.take_dirty(1)
+    assert [(user.user_id, user.accepted_at_ms, len(user.marks)) for user in joined.users] == [("a", 1_000, 2)]
+    store.settle(joined, [])
+    assert taken(store, 10) == ["b"]
+
+
 def test_a_dirty_batch_reads_the_store_as_it_was_when_taken(store: PartitionStore) -> None:
     apply(store, make_click(item_id="before", clicked_at_ms=1, profile={"country": "FR"}))
     batch = store.take_dirty(10)
