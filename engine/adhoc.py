@@ -63,8 +63,8 @@ class AdHocLists(ListMaker):
         if keep.category is not None:
             blocked |= ~self._items.mask(self._catalog.items_in(keep.category))
         vectors, limits = interests.vectors[0][interests.mask[0]], ListLimits.of(self._settings)
-        shares = interests.shares[0][interests.mask[0]].tolist()
-        items = self._best(vectors, numbers, blocked, limits, wishes, shares=shares)
+        claims = interests.claims[0][interests.mask[0]].tolist()
+        items = self._best(vectors, numbers, blocked, limits, wishes, claims=claims)
         return self._describe(behavior, items, self._summarize([behavior], interests)[0])
 
     def recall_without(
@@ -123,7 +123,7 @@ class AdHocLists(ListMaker):
         limits: ListLimits,
         wishes: Wishes,
         *,
-        shares: Sequence[float] | None = None,
+        claims: Sequence[float] | None = None,
     ) -> list[RankedItem]:
         """Return the merged best of all items that are not *blocked*, (N,) bool, for (Q, D) *vectors*."""
         allowed = np.flatnonzero(~blocked)
@@ -147,7 +147,7 @@ class AdHocLists(ListMaker):
             unavailable=blocked,
             seen=(),
             limits=limits,
-            shares=shares,
+            claims=claims,
             categories=self._served.categories,
         )
 

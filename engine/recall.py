@@ -9,8 +9,8 @@ The merge, in order:
 1. Candidates that are seen, unavailable, padding or not finite are gone before anything is counted.
 2. An item found by several interests stays once, under the one that scores it best (then the lower interest).
 3. Of a category only the best `category_cap * size` count at first; an item without a category always does.
-4. Each interest is given its best items up to its floor: one, and the more the greater its share of the window.
-5. The rest goes by score; an interest may hold up to `cap * size`, and its share of what is left of the list.
+4. Each interest is given its best items up to its floor: one, and the more the greater the part of the list it claims.
+5. The rest goes by score; an interest may hold up to `cap * size`, and its part of what is left of the list.
 6. Only where that leaves the list short do interests and categories go beyond their cap.
 7. The list is ordered by score, best first, ties by ascending item id, bytewise.
 """
@@ -133,9 +133,9 @@ class ListLimits:
 
     size: int
     floor: float
-    """Share of the list that an interest with an even share of the window gets, if it has that many candidates."""
+    """Share of the list that an interest with an even claim gets, if it has that many candidates."""
     cap: float
-    """Share of the list that an interest may have, and its share of the rest, while others can fill what is left."""
+    """Share of the list that an interest may have, and its part of the rest, while others can fill what is left."""
     category_cap: float = 1.0
     """Share of the list that one category may have while others can fill the rest."""
 
@@ -144,21 +144,21 @@ class ListLimits:
         """Return the limits that *settings* name."""
         return cls(settings.list_size, settings.interest_floor, settings.interest_cap, settings.category_cap)
 
-    def floor_counts(self, shares: NDArray[np.float64], in_use: NDArray[np.bool_]) -> NDArray[np.int32]:
+    def floor_counts(self, claims: NDArray[np.float64], in_use: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Return (B, S) how many items each interest gets at least.
 
         Args:
-            shares: (B, S) each interest's part of its user's window; they add up to 1.
+            claims: (B, S) the part of the list that each interest claims; they add up to 1.
             in_use: (B, S) True for the interests that there are.
         """
         together = np.minimum(self.floor * in_use.sum(axis=1, keepdims=True), 1.0)
-        counts = np.floor(together * shares * self.size + _ROUNDING)
+        counts = np.floor(together * claims * self.size + _ROUNDING)
         floors: NDArray[np.int32] = np.where(in_use, np.maximum(counts, self.floor > 0), 0).astype(np.int32)
         return floors
 
-    def cap_counts(self, shares: NDArray[np.float64]) -> NDArray[np.int32]:
+    def cap_counts(self, claims: NDArray[np.float64]) -> NDArray[np.int32]:
         """Return (B, S) how many items each interest has at the most while others can fill the rest."""
-        parts = self.cap + (1.0 - self.cap) * shares
+        parts = self.cap + (1.0 - self.cap) * claims
         caps: NDArray[np.int32] = np.ceil(parts * self.size - _ROUNDING).astype(np.int32)
         return caps
 
@@ -189,7 +189,7 @@ def merge(
     unavailable: NDArray[np.bool_],
     seen: Collection[int],
     limits: ListLimits,
-    shares: Sequence[float] | None = None,
+    claims: Sequence[float] | None = None,
     categories: NDArray[np.int32] | None = None,
 ) -> list[RankedItem]:
     """Return one list of what the interests in use found, by the rules at the top of this file.
@@ -202,7 +202,7 @@ def merge(
         unavailable: (N,) bool, True where an item is removed or not available.
         seen: rows that the user is not to get.
         limits: size, floor and caps.
-        shares: (Q,) each interest's part of the window; None: all alike.
+        claims: (Q,) the part of the list that each interest claims; None: all alike.
         categories: (N,) a number for each item's category, `NO_CATEGORY` for none; None: no item has one.
 
     Returns:
@@ -219,7 +219,7 @@ def merge(
         unavailable=unavailable,
         seen=[seen],
         limits=limits,
-        shares=None if shares is None else [shares],
+        claims=None if claims is None else [claims],
         categories=categories,
     )[0]
 
@@ -232,7 +232,7 @@ def merge_many(
     unavailable: NDArray[np.bool_],
     seen: Sequence[Collection[int]],
     limits: ListLimits,
-    shares: Sequence[Sequence[float]] | None = None,
+    claims: Sequence[Sequence[float]] | None = None,
     categories: NDArray[np.int32] | None = None,
 ) -> list[list[RankedItem]]:
     """Return the lists of B users, each as `merge` makes it.
@@ -244,7 +244,7 @@ def merge_many(
         unavailable: (N,) bool, True where an item is removed or not available.
         seen: B times the rows that the user is not to get.
         limits: size, floor and caps.
-        shares: B times what part of the window each of these interests stands for; None: all alike.
+        claims: B times the part of the list that each of these interests claims; None: all alike.
         categories: (N,) a number for each item's category, `NO_CATEGORY` for none; None: no item has one.
     """
     scores = found.scores + np.float32(0.0)  # never -0.0
@@ -258,7 +258,7 @@ def merge_many(
     beyond = None
     if categories is not None and limits.category_cap_count < limits.size:
         beyond = _beyond_cap(categories[rows], limits.category_cap_count)
-    parts, in_use = _parts(interests, shares)
+    parts, in_use = _parts(interests, claims)
     floors = limits.floor_counts(parts, in_use)
     chosen = _choose(slots, floors, np.maximum(floors, limits.cap_counts(parts)), limits.size, beyond)
     counts = np.minimum(ends, limits.size).tolist()
@@ -329,15 +329,15 @@ def _beyond_cap(categories: NDArray[np.int32], cap_count: int) -> NDArray[np.boo
 
 
 def _parts(
-    interests: Sequence[Sequence[int]], shares: Sequence[Sequence[float]] | None
+    interests: Sequence[Sequence[int]], claims: Sequence[Sequence[float]] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return (B, S) each interest's part of its user's window, even without *shares*, and which interests there are."""
+    """Return the (B, S) parts of a list that interests claim, even ones where *claims* is None, and which there are."""
     counts = np.array([len(numbers) for numbers in interests])[:, None]
     in_use: NDArray[np.bool_] = np.arange(counts.max(initial=0)) < counts
-    if shares is None:
+    if claims is None:
         return np.where(in_use, 1.0 / np.maximum(counts, 1), 0.0), in_use
     parts = np.zeros(in_use.shape)
-    parts[in_use] = [part for own in shares for part in own]
+    parts[in_use] = [part for own in claims for part in own]
     return parts, in_use
 
 

@@ -94,11 +94,11 @@ class Recaller:
             if self._audit is not None:
                 self._audit.watch(self._search)
         lists: list[list[RankedItem]] = []
-        self.searched, shares = 0, interests.shares
+        self.searched, claims = 0, interests.claims
         for start in range(0, len(users), self._search.users):
             part = slice(start, start + self._search.users)
             lists += self._recall(
-                users[part], interests.vectors[part], interests.mask[part], shares[part], wishes[part]
+                users[part], interests.vectors[part], interests.mask[part], claims[part], wishes[part]
             )
         return lists
 
@@ -111,17 +111,17 @@ class Recaller:
         users: Sequence[str],
         vectors: np.ndarray,
         mask: np.ndarray,
-        shares: np.ndarray,
+        claims: np.ndarray,
         wishes: Sequence[Wishes],
     ) -> list[list[RankedItem]]:
         found = self._search.find(users, vectors, mask)
         self.searched += int(found.searched.sum())
-        lists = self._merge(found, mask, shares, wishes)
+        lists = self._merge(found, mask, claims, wishes)
         for at, ranked in enumerate(lists):
             if len(ranked) < self._limits.size and mask[at].any() and found.rows.shape[1] < len(self._served.rows):
-                lists[at] = self._exactly(vectors[at], mask[at], shares[at], wishes[at], every=True)
+                lists[at] = self._exactly(vectors[at], mask[at], claims[at], wishes[at], every=True)
         if self._audit is not None:
-            self._audit_some(self._audit, lists, found, vectors, mask, shares, wishes)
+            self._audit_some(self._audit, lists, found, vectors, mask, claims, wishes)
         return lists
 
     def push_down(self, scores: np.ndarray, rows: np.ndarray, wishes: Wishes) -> np.ndarray:
@@ -136,7 +136,7 @@ class Recaller:
         return push_down(scores, rows, items, negative=negative, clicked=clicked, push=push)
 
     def _merge(
-        self, found: Found, mask: np.ndarray, shares: np.ndarray, wishes: Sequence[Wishes]
+        self, found: Found, mask: np.ndarray, claims: np.ndarray, wishes: Sequence[Wishes]
     ) -> list[list[RankedItem]]:
         turned_down = [at for at, one in enumerate(wishes) if one.negative]
         if turned_down:
@@ -154,12 +154,12 @@ class Recaller:
             unavailable=self._served.unavailable,
             seen=[self._served.rows.rows(one.unwanted) for one in wishes],
             limits=self._limits,
-            shares=[own[used].tolist() for own, used in zip(shares, mask, strict=True)],
+            claims=[own[used].tolist() for own, used in zip(claims, mask, strict=True)],
             categories=self._served.categories,
         )
 
     def _exactly(
-        self, vectors: np.ndarray, mask: np.ndarray, shares: np.ndarray, wishes: Wishes, *, every: bool = False
+        self, vectors: np.ndarray, mask: np.ndarray, claims: np.ndarray, wishes: Wishes, *, every: bool = False
     ) -> list[RankedItem]:
         """Return one user's items by a look at all of them: of *every* item, or of those that exact searches find."""
         index = self._served.index
@@ -168,7 +168,7 @@ class Recaller:
         rows = np.unique(index.search_exactly(vectors[mask], depth))
         scores, slots = score_by_best(index.vectors, vectors[None], mask[None], rows[None])
         scores[:, index.is_absent(rows)] = -np.inf
-        return self._merge(Found(rows[None], scores, slots, mask[None]), mask[None], shares[None], [wishes])[0]
+        return self._merge(Found(rows[None], scores, slots, mask[None]), mask[None], claims[None], [wishes])[0]
 
     def _audit_some(
         self,
@@ -177,7 +177,7 @@ class Recaller:
         found: Found,
         vectors: np.ndarray,
         mask: np.ndarray,
-        shares: np.ndarray,
+        claims: np.ndarray,
         wishes: Sequence[Wishes],
     ) -> None:
         metrics.INTERESTS.labels("searched").inc(int(found.searched.sum()))
@@ -187,7 +187,7 @@ class Recaller:
         due = range(self._until_audit, len(lists), every)
         self._until_audit = due.start + len(due) * every - len(lists)
         for at in (at for at in due if mask[at].any()):
-            exact = {item.item_id for item in self._exactly(vectors[at], mask[at], shares[at], wishes[at])}
+            exact = {item.item_id for item in self._exactly(vectors[at], mask[at], claims[at], wishes[at])}
             if exact:
                 held = sum(item.item_id in exact for item in lists[at])
                 audit.note(held / len(exact), all_searched=bool((found.searched[at] == mask[at]).all()))

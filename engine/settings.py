@@ -102,10 +102,10 @@ class Settings(BaseSettings):
     list_size: int = Field(default=200, ge=1, le=1_000)
     """Items of a recall list."""
     interest_floor: float = Field(default=0.05, ge=0.0, le=0.5)
-    """Share of a list that an interest with an even share of the window gets at least; another one as its share is, and
-    one item at least."""
+    """Share of a list that an interest with an even claim gets at least; another one as its claim is, and one item at
+    least."""
     interest_cap: float = Field(default=0.9, ge=0.1, le=1.0)
-    """Share of a list that one interest gets at most, and its share of the rest, while others can fill what is left."""
+    """Share of a list that one interest gets at most, and its part of the rest, while others can fill what is left."""
     category_cap: float = Field(default=1.0, ge=0.01, le=1.0)
     """Share of a list that one category gets at most, while others can fill the rest; 1: no bound."""
     exclude_seen: bool = True

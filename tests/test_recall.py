@@ -42,7 +42,7 @@ class Search:
     unavailable: set[int] = field(default_factory=set)
     seen: set[int] = field(default_factory=set)
     limits: ListLimits = field(default=ListLimits(size=6, floor=0.2, cap=0.7))
-    shares: list[float] | None = None
+    claims: list[float] | None = None
     categories: list[int] | None = None
 
 
@@ -63,7 +63,7 @@ def merged(search: Search) -> list[RankedItem]:
         unavailable=unavailable,
         seen=search.seen,
         limits=search.limits,
-        shares=search.shares,
+        claims=search.claims,
         categories=None if search.categories is None else np.array(search.categories, dtype=np.int32),
     )
 
@@ -83,10 +83,10 @@ def merged_plainly(search: Search) -> list[RankedItem]:
                 best[row] = (score, slot)
     left = sorted(best, key=lambda row: order(search, row, best[row][0]))
     size, slots = search.limits.size, len(search.found)
-    limits, shares = search.limits, search.shares or [1 / slots] * slots
+    limits, claims = search.limits, search.claims or [1 / slots] * slots
     together = min(limits.floor * slots, 1.0)
-    floors = [max(math.floor(together * share * size + 1e-6), limits.floor > 0) for share in shares]
-    caps = [math.ceil((limits.cap + (1 - limits.cap) * share) * size - 1e-6) for share in shares]
+    floors = [max(math.floor(together * share * size + 1e-6), limits.floor > 0) for share in claims]
+    caps = [math.ceil((limits.cap + (1 - limits.cap) * share) * size - 1e-6) for share in claims]
     caps = [max(pair) for pair in zip(floors, caps, strict=True)]
     counting: list[int] = []
     for row in left:
@@ -122,7 +122,7 @@ def searches(draw: st.DrawFn) -> Search:
     return Search(
         item_ids=ids,
         found=found,
-        shares=draw(st.sampled_from([None, [part / sum(parts) for part in parts]])),
+        claims=draw(st.sampled_from([None, [part / sum(parts) for part in parts]])),
         unavailable=draw(st.sets(every_row, max_size=5)),
         seen=draw(st.sets(every_row, max_size=5)),
         limits=ListLimits(
@@ -172,11 +172,11 @@ def test_same_candidates_in_another_order_give_the_same_list(search: Search) -> 
     assert merged(turned) == merged(straight)
 
 
-def loud_and_quiet(loud: int, quiet: int, limits: ListLimits, *, shares: list[float] | None = None) -> list[int | None]:
+def loud_and_quiet(loud: int, quiet: int, limits: ListLimits, *, claims: list[float] | None = None) -> list[int | None]:
     """Merge an interest with high scores and one with low ones; return the interest of each item of the list."""
     ids = [f"i{row:03d}" for row in range(loud + quiet)]
     found = [[(row, 10.0 - row / 100) for row in range(loud)], [(loud + row, 1.0) for row in range(quiet)]]
-    return [item.interest for item in merged(Search(ids, found, limits=limits, shares=shares))]
+    return [item.interest for item in merged(Search(ids, found, limits=limits, claims=claims))]
 
 
 def test_loud_interest_leaves_a_quiet_one_its_floor() -> None:
@@ -189,24 +189,24 @@ def test_loud_interest_leaves_a_quiet_one_its_floor() -> None:
 def test_the_floor_follows_the_share_of_the_window_and_is_never_nothing(share: float, items: int) -> None:
     limits = ListLimits(size=40, floor=0.1, cap=1.0)
 
-    assert loud_and_quiet(50, 50, limits, shares=[1 - share, share]).count(1) == items
+    assert loud_and_quiet(50, 50, limits, claims=[1 - share, share]).count(1) == items
 
 
 def test_no_floor_is_none_whatever_the_share() -> None:
-    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.0, cap=1.0), shares=[0.1, 0.9])
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.0, cap=1.0), claims=[0.1, 0.9])
 
     assert interests.count(1) == 0
 
 
 def test_interest_stays_within_its_cap_while_another_can_fill_the_list() -> None:
-    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.1, cap=0.7), shares=[0.0, 1.0])
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.1, cap=0.7), claims=[0.0, 1.0])
 
     assert interests.count(0) == 14
 
 
 @pytest.mark.parametrize(("share", "items"), [(0.5, 17), (0.75, 19), (0.9, 19)])
 def test_the_cap_leaves_an_interest_its_share_of_the_rest(share: float, items: int) -> None:
-    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.05, cap=0.7), shares=[share, 1 - share])
+    interests = loud_and_quiet(50, 50, ListLimits(size=20, floor=0.05, cap=0.7), claims=[share, 1 - share])
 
     assert interests.count(0) == items
 
@@ -294,6 +294,27 @@ def test_interest_weights_are_shares_of_the_routing_mass() -> None:
     [summaries] = summarized(weights, np.array([[True, True]]), ["abcd"])
 
     assert [summary.weight for summary in summaries] == [0.75, 0.25]
+
+
+def claims_of(shares: list[float], *, has_general: bool, mask: list[bool] | None = None) -> list[float]:
+    weights = np.array([[shares]], dtype=np.float32)
+    used = np.array([mask or [True] * len(shares)])
+    interests = Interests(np.zeros((1, len(shares), 1)), used, weights, np.zeros((1, 1), dtype=np.int64), has_general)
+    return [round(claim, 6) for claim in interests.claims[0].tolist()]
+
+
+def test_interests_claim_their_shares_and_the_general_one_an_even_part() -> None:
+    assert claims_of([0.5, 0.3, 0.2], has_general=False) == [0.5, 0.3, 0.2]
+    assert claims_of([0.5, 0.3, 0.2], has_general=True) == [0.333333, 0.4, 0.266667]
+    assert claims_of([0.5, 0.3, 0.2, 9.0], has_general=True, mask=[True, True, True, False]) == [
+        0.333333,
+        0.4,
+        0.266667,
+        0,
+    ]
+    assert claims_of([1.0, 0.0], has_general=True) == [0.5, 0.0]
+    assert claims_of([0.7, 0.0], has_general=True, mask=[True, False]) == [1.0, 0.0]
+    assert claims_of([0.0, 0.0], has_general=True, mask=[False, False]) == [0.0, 0.0]
 
 
 def test_interest_names_its_five_heaviest_clicks_newest_first_among_equals() -> None:

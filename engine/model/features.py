@@ -47,6 +47,8 @@ class Interests:
     """(B, L, K) float32, how much each click gave each interest, recency and click weight included."""
     positions: np.ndarray
     """(B, L) int64, where each click stands in its user's `item_ids`, ascending; -1 for padding, which comes first."""
+    has_general: bool = False
+    """Whether the first interest is the general one, to which all clicks give alike."""
 
     @property
     def shares(self) -> np.ndarray:
@@ -55,6 +57,21 @@ class Interests:
         mass = np.where(self.mask, given.sum(axis=1, dtype=np.float64), 0.0)
         shares: np.ndarray = np.round(mass / np.maximum(mass.sum(axis=1, keepdims=True), 1e-12), 6)
         return shares
+
+    @property
+    def claims(self) -> np.ndarray:
+        """(B, K) float64, the part of a list that each interest in use may claim: its share.
+
+        The general interest takes half of every window, whatever is clicked, so it claims an even part, and the others
+        have the rest as their shares are.
+        """
+        shares, counts = self.shares, self.mask.sum(axis=1, keepdims=True)
+        if not self.has_general:
+            return shares
+        even, general = 1.0 / np.maximum(counts, 1), shares[:, :1]
+        claims = np.where(self.mask, shares * (1.0 - even) / np.maximum(1.0 - general, 1e-12), 0.0)
+        claims[:, :1] = even * self.mask[:, :1]
+        return np.where(counts > 1, claims, shares)
 
 
 @dataclass(frozen=True, slots=True)

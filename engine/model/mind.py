@@ -259,7 +259,7 @@ class InterestModel:
         """
         batch, positions = encode_windows(users, self.vocabulary, self.config)
         vectors, mask, weights = self.extract(batch, previous=previous)
-        return Interests(vectors=vectors, mask=mask, routing_weights=weights, positions=positions)
+        return Interests(vectors, mask, weights, positions, self.config.has_general_interest)
 
     def user_vectors(
         self, windows: Sequence[Sequence[str]], profiles: Sequence[Mapping[str, str | float]] | None = None

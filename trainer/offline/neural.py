@@ -43,19 +43,19 @@ class InterestMethod:
 
     def users(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
         """Return the (B, K, D) float32 interests of the questions and the (B, K) bool mask of those in use."""
-        vectors, mask, _shares = self.users_with_shares(questions)
+        vectors, mask, _claims = self.users_with_claims(questions)
         return vectors, mask
 
-    def users_with_shares(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what `users` does, and the (B, K) parts of the windows that the interests stand for."""
-        vectors, masks, shares = [], [], []
+    def users_with_claims(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what `users` does, and the (B, K) parts of a list that the interests claim."""
+        vectors, masks, claims = [], [], []
         inputs = user_inputs(self._set, questions, max_clicks=self.model.config.max_clicks)
         for start in range(0, len(inputs), BATCH_USERS):
             found = self.model.interests(inputs[start : start + BATCH_USERS])
             vectors.append(found.vectors)
             masks.append(found.mask)
-            shares.append(found.shares)
-        return np.concatenate(vectors), np.concatenate(masks), np.concatenate(shares)
+            claims.append(found.claims)
+        return np.concatenate(vectors), np.concatenate(masks), np.concatenate(claims)
 
     def scores(self, questions: Sequence[Question]) -> Tensor:
         """Return the best inner products over the interests in use; -inf where there is no vector."""

@@ -60,7 +60,7 @@ def recall_lists(
     Raises:
         UnusableInterests: an interest is not finite.
     """
-    vectors, used, shares = method.users_with_shares(questions)
+    vectors, used, claims = method.users_with_claims(questions)
     bad = int((~np.isfinite(vectors)).any(axis=(1, 2)).sum())
     if bad:
         raise UnusableInterests(f"({method.name}, being evaluated)", users=bad, of=len(questions))
@@ -82,7 +82,7 @@ def recall_lists(
             unavailable=unavailable,
             seen=[()] * len(found.rows),
             limits=limits,
-            shares=[own[in_use].tolist() for own, in_use in zip(shares[part], used[part], strict=True)],
+            claims=[own[in_use].tolist() for own, in_use in zip(claims[part], used[part], strict=True)],
         )
         for place, ranked in enumerate(lists, start=start):
             served[place, : len(ranked)] = [row_of[item.item_id] for item in ranked]

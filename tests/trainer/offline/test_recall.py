@@ -39,14 +39,14 @@ class FixedInterests(InterestMethod):
         """One a user, in the user's id."""
         return [ask(history.tolist(), [1], str(user)) for user, history in enumerate(self._histories)]
 
-    def users_with_shares(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def users_with_claims(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         asked = [int(question.user_id) for question in questions]
-        return self.vectors[asked], self.used[asked], self.shares()[asked]
+        return self.vectors[asked], self.used[asked], self.claims()[asked]
 
-    def shares(self) -> np.ndarray:
+    def claims(self) -> np.ndarray:
         parts = np.array([5.0, 2.0, 1.0]) * self.used
-        shares: np.ndarray = parts / np.maximum(parts.sum(axis=1, keepdims=True), 1.0)
-        return shares
+        claims: np.ndarray = parts / np.maximum(parts.sum(axis=1, keepdims=True), 1.0)
+        return claims
 
 
 def plain_list(method: FixedInterests, user: int, left_out: Sequence[int]) -> list[int]:
@@ -70,7 +70,7 @@ def plain_served(method: FixedInterests, user: int, left_out: Sequence[int]) -> 
         unavailable=np.logical_not(method.has_vector[1:]),
         seen={row - 1 for row in left_out},
         limits=LIMITS,
-        shares=method.shares()[user][numbers].tolist(),
+        claims=method.claims()[user][numbers].tolist(),
     )
     rows = [IDS.index(item.item_id) + 1 for item in merged]
     return rows + [0] * (50 - len(rows))
