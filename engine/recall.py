@@ -9,7 +9,8 @@ The merge, in order:
 1. Candidates that are seen, unavailable, padding or not finite are gone before anything is counted.
 2. An item found by several interests stays once, under the one that scores it best (then the lower interest).
 3. Of a category only the best `category_cap * size` count at first; an item without a category always does.
-4. Each interest is given its best items up to its floor: one, and the more the greater the part of the list it claims.
+4. The best items of each interest are in, whichever scores them better: one, and the more the greater the part of the
+   list that it claims.
 5. The rest goes by score; an interest may hold up to `cap * size`, and its part of what is left of the list.
 6. Only where that leaves the list short do interests and categories go beyond their cap.
 7. The list is ordered by score, best first, ties by ascending item id, bytewise.
@@ -133,7 +134,7 @@ class ListLimits:
 
     size: int
     floor: float
-    """Share of the list that an interest with an even claim gets, if it has that many candidates."""
+    """Share of the list that the best items of an interest with an even claim are in for sure."""
     cap: float
     """Share of the list that an interest may have, and its part of the rest, while others can fill what is left."""
     category_cap: float = 1.0
@@ -145,7 +146,7 @@ class ListLimits:
         return cls(settings.list_size, settings.interest_floor, settings.interest_cap, settings.category_cap)
 
     def floor_counts(self, claims: NDArray[np.float64], in_use: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """Return (B, S) how many items each interest gets at least.
+        """Return (B, S) how many of its best items each interest has in the list at least.
 
         Args:
             claims: (B, S) the part of the list that each interest claims; they add up to 1.
@@ -178,6 +179,15 @@ class Candidates:
     """(B, M) inner products with the interest that scores the item best."""
     slots: NDArray[np.int64]
     """(B, M) which interest that is, of those that the user has in use."""
+    each: NDArray[np.float32]
+    """(B, S, M) inner products with every interest that the user has in use; minus infinity where none is known."""
+
+
+def in_use_first(each: NDArray[np.float32], used: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return (B, K, M) *each* with the interests that are *used*, (B, K), before the others, as in `Candidates`."""
+    if (used[:, 1:] <= used[:, :-1]).all():
+        return each
+    return np.take_along_axis(each, np.argsort(~used, axis=1, kind="stable")[:, :, None], axis=1)
 
 
 def merge(
@@ -211,7 +221,10 @@ def merge(
     found, score, slots = rows.ravel(), scores.ravel(), np.repeat(np.arange(len(rows), dtype=np.int64), rows.shape[1])
     best_first = np.lexsort((slots, np.where(np.isfinite(score), -score, np.inf)))
     once = best_first[np.unique(found[best_first], return_index=True)[1]]
-    candidates = Candidates(found[None, once], score[None, once], slots[None, once])
+    each = np.full((len(rows), len(once)), -np.inf, dtype=np.float32)
+    known = np.where(np.isfinite(scores), scores, np.float32(-np.inf))
+    np.put_along_axis(each, np.searchsorted(found[once], rows), known, axis=1)
+    candidates = Candidates(found[None, once], score[None, once], slots[None, once], each[None])
     return merge_many(
         candidates,
         [interests],
@@ -250,7 +263,8 @@ def merge_many(
     scores = found.scores + np.float32(0.0)  # never -0.0
     scores[(found.rows < 0) | ~np.isfinite(scores) | unavailable[found.rows]] = -np.inf
     _leave_out(scores, found.rows, seen, len(items))
-    ends = np.isfinite(scores).sum(axis=1)
+    is_left = np.isfinite(scores)
+    ends = is_left.sum(axis=1)
     best_first = _best_first(scores, found.rows, ends, items.ranks)
     rows, slots = (np.take_along_axis(part, best_first, axis=1) for part in (found.rows, found.slots))
     scores = np.take_along_axis(scores, best_first, axis=1)
@@ -258,9 +272,14 @@ def merge_many(
     beyond = None
     if categories is not None and limits.category_cap_count < limits.size:
         beyond = _beyond_cap(categories[rows], limits.category_cap_count)
+        is_beyond = np.empty_like(beyond)
+        np.put_along_axis(is_beyond, best_first, beyond, axis=1)
+        is_left &= ~is_beyond
     parts, in_use = _parts(interests, claims)
-    floors = limits.floor_counts(parts, in_use)
-    chosen = _choose(slots, floors, np.maximum(floors, limits.cap_counts(parts)), limits.size, beyond)
+    each = np.where(is_left[:, None], found.each[:, : in_use.shape[1]], np.float32(-np.inf))
+    favorites = _favorites(each, limits.floor_counts(parts, in_use), items.ranks[found.rows])
+    favorites = np.take_along_axis(favorites, best_first, axis=1)
+    chosen = _choose(slots, favorites, limits.cap_counts(parts), limits.size, beyond)
     counts = np.minimum(ends, limits.size).tolist()
     places = np.minimum(chosen, max(rows.shape[1] - 1, 0))  # those behind the last item are not looked at
     rows, slots = (np.take_along_axis(part, places, axis=1) for part in (rows, slots))
@@ -341,36 +360,59 @@ def _parts(
     return parts, in_use
 
 
+def _favorites(each: NDArray[np.float32], counts: NDArray[np.int32], ranks: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return (B, M), True for the best items of some interest.
+
+    Args:
+        each: (B, S, M) scores of all items by every interest.
+        counts: (B, S) how many items each interest has.
+        ranks: (B, M) the items' ranks, which break ties.
+    """
+    favorites = np.zeros(ranks.shape, dtype=np.bool_)
+    width, depth = ranks.shape[1], min(ranks.shape[1], int(counts.max(initial=0)))
+    if not depth:
+        return favorites
+    users = np.arange(len(each))
+    for slot in range(counts.shape[1]):
+        scores, wanted = each[:, slot], counts[:, slot]
+        best = np.sort(np.partition(scores, width - depth, axis=1)[:, width - depth :], axis=1)
+        least = best[users, np.clip(depth - wanted, 0, depth - 1)]
+        own = (scores >= least[:, None]) & (scores > -np.inf) & (wanted > 0)[:, None]
+        for user in np.flatnonzero(own.sum(axis=1) > wanted).tolist():  # others are as good as the last of them
+            own[user, np.lexsort((ranks[user], -scores[user]))[wanted[user] :]] = False
+        favorites |= own
+    return favorites
+
+
 def _choose(
     slots: NDArray[np.int64],
-    floors: NDArray[np.int32],
+    favorites: NDArray[np.bool_],
     caps: NDArray[np.int32],
     size: int,
     beyond: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """Return (B, size) positions of the chosen candidates, ascending; those without an item come last.
 
-    What an interest gets is always a prefix of its own candidates, so a candidate's turn follows from its place among
-    them alone: within the floor, within the cap, beyond it. The list takes from the turns in that order, and within
-    one from the best on.
+    What an interest may have is a prefix of its own candidates, so a candidate's turn follows from its place among
+    them alone: favorites first, then those within the cap, then those beyond it. The list takes from the turns in that
+    order, and within one from the best on.
 
     Args:
         slots: (B, M) whose each candidate is, best first; `NO_SLOT` behind the last one.
-        floors: (B, S) how many each interest gets at least.
-        caps: (B, S) how many at the most while others can fill the rest; at least the floor.
+        favorites: (B, M) True for candidates that are in for sure.
+        caps: (B, S) how many each interest has at the most while others can fill the rest.
         size: how many to choose.
         beyond: (B, M) True for candidates beyond the cap of their category; None: nowhere.
     """
     # Narrow numbers: the arrays are wide, and what is done to them costs by the byte.
     width, slots = slots.shape[1], slots.astype(np.int16)
-    turns = np.where(slots == NO_SLOT, _NO_TURN, np.int8(0))
-    for slot in range(floors.shape[1]):
+    turns = np.where(slots == NO_SLOT, _NO_TURN, np.int8(1))
+    for slot in range(caps.shape[1]):
         own = slots == slot if beyond is None else (slots == slot) & ~beyond
-        places = np.cumsum(own, axis=1, dtype=np.int32)
-        turns += own & (places > floors[:, slot, None])
-        turns += own & (places > caps[:, slot, None])
+        turns += own & (np.cumsum(own, axis=1, dtype=np.int32) > caps[:, slot, None])
     if beyond is not None:
-        turns[beyond & (turns == 0)] = 2
+        turns[beyond & (turns == 1)] = 2
+    turns[favorites] = 0
     # One key holds turn and position, so that a partial sort takes the first of each turn.
     keys = turns * np.int32(width) + np.arange(width, dtype=np.int32)
     size = min(size, width)

@@ -17,12 +17,12 @@ import numpy as np
 
 from engine import metrics
 from engine.ann.negative import push_down
-from engine.ann.pooled import Found, PooledSearch, score_by_best
+from engine.ann.pooled import Found, PooledSearch, score_all
 from engine.ann.pools import CandidatePools
 from engine.event_types import NEGATIVE_EVENT_TYPES
 from engine.events import ClickEvent
 from engine.model import Interests
-from engine.recall import Candidates, ListLimits, RankedItem, merge_many
+from engine.recall import Candidates, ListLimits, RankedItem, in_use_first, merge_many
 from engine.recall_audit import RecallAudit
 from engine.served_items import ServedItems
 from engine.settings import Settings
@@ -140,15 +140,16 @@ class Recaller:
     ) -> list[list[RankedItem]]:
         turned_down = [at for at, one in enumerate(wishes) if one.negative]
         if turned_down:
-            scores = found.scores.copy()
+            scores, each = found.scores.copy(), found.each.copy()
             for at in turned_down:
                 scores[at] = self.push_down(scores[at], found.rows[at], wishes[at])
-            found = replace(found, scores=scores)
+                each[at] = self.push_down(each[at], found.rows[at], wishes[at])
+            found = replace(found, scores=scores, each=each)
         # All K have a slot, those not in use hold nothing; only their number sets the floors.
         places = np.cumsum(mask, axis=1) - 1
         slots = np.take_along_axis(places, found.slots, axis=1)
         return merge_many(
-            Candidates(found.rows, found.scores, slots),
+            Candidates(found.rows, found.scores, slots, in_use_first(found.each, mask)),
             [np.flatnonzero(used).tolist() for used in mask],
             items=self._served.rows,
             unavailable=self._served.unavailable,
@@ -166,9 +167,9 @@ class Recaller:
         count = len(self._served.rows)
         depth = count if every else min(self._search.width, count)
         rows = np.unique(index.search_exactly(vectors[mask], depth))
-        scores, slots = score_by_best(index.vectors, vectors[None], mask[None], rows[None])
+        scores, slots, each = score_all(index.vectors, vectors[None], mask[None], rows[None])
         scores[:, index.is_absent(rows)] = -np.inf
-        return self._merge(Found(rows[None], scores, slots, mask[None]), mask[None], claims[None], [wishes])[0]
+        return self._merge(Found(rows[None], scores, slots, each, mask[None]), mask[None], claims[None], [wishes])[0]
 
     def _audit_some(
         self,

@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     list_size: int = Field(default=200, ge=1, le=1_000)
     """Items of a recall list."""
     interest_floor: float = Field(default=0.05, ge=0.0, le=0.5)
-    """Share of a list that an interest with an even claim gets at least; another one as its claim is, and one item at
-    least."""
+    """Share of a list that the best items of an interest with an even claim fill at least; of another one as its claim
+    is, and one item at least."""
     interest_cap: float = Field(default=0.9, ge=0.1, le=1.0)
     """Share of a list that one interest gets at most, and its part of the rest, while others can fill what is left."""
     category_cap: float = Field(default=1.0, ge=0.01, le=1.0)

@@ -85,22 +85,24 @@ def merged_plainly(search: Search) -> list[RankedItem]:
     size, slots = search.limits.size, len(search.found)
     limits, claims = search.limits, search.claims or [1 / slots] * slots
     together = min(limits.floor * slots, 1.0)
-    floors = [max(math.floor(together * share * size + 1e-6), limits.floor > 0) for share in claims]
-    caps = [math.ceil((limits.cap + (1 - limits.cap) * share) * size - 1e-6) for share in claims]
-    caps = [max(pair) for pair in zip(floors, caps, strict=True)]
+    floors = [max(math.floor(together * claim * size + 1e-6), limits.floor > 0) for claim in claims]
+    caps = [math.ceil((limits.cap + (1 - limits.cap) * claim) * size - 1e-6) for claim in claims]
     counting: list[int] = []
     for row in left:
         category = NO_CATEGORY if search.categories is None else search.categories[row]
         before = sum(search.categories is not None and search.categories[other] == category for other in counting)
-        if category == NO_CATEGORY or before < search.limits.category_cap_count:
+        if category == NO_CATEGORY or before < limits.category_cap_count:
             counting.append(row)
-    floored = {row for slot in range(slots) for row in [r for r in counting if best[r][1] == slot][: floors[slot]]}
-    chosen = [row for row in counting if row in floored][:size]  # one item each may be more than a short list holds
-    for candidates_left, limits_of in ((counting, caps), (left, [size] * slots)):
-        for row in candidates_left:
-            held = sum(best[other][1] == best[row][1] for other in chosen)
-            if row not in chosen and held < limits_of[best[row][1]] and len(chosen) < size:
-                chosen.append(row)
+    favorites: set[int] = set()
+    for candidates, floor in zip(search.found, floors, strict=True):
+        own = [(row, score) for row, score in candidates if row in counting and math.isfinite(score)]
+        own = sorted(own, key=lambda pair: order(search, *pair))
+        favorites |= {row for row, _score in own[:floor]}
+    chosen = [row for row in counting if row in favorites][:size]  # one item each may be more than a short list holds
+    of_slot = [[row for row in counting if best[row][1] == slot] for slot in range(slots)]
+    within = {row for own, cap in zip(of_slot, caps, strict=True) for row in own[:cap]}
+    for turn in ([row for row in counting if row in within], left):
+        chosen += [row for row in turn if row not in chosen][: size - len(chosen)]
     chosen.sort(key=lambda row: order(search, row, best[row][0]))
     return [RankedItem(search.item_ids[row], best[row][0], best[row][1]) for row in chosen]
 
@@ -221,6 +223,13 @@ def test_floors_of_many_interests_shrink_until_they_fit() -> None:
     limits = ListLimits(size=10, floor=0.5, cap=0.7)
 
     assert limits.floor_counts(np.array([[0.4, 0.3, 0.2, 0.1]]), np.ones((1, 4), dtype=np.bool_)).sum() <= 10
+
+
+def test_a_favorite_of_one_interest_that_another_scores_better_is_in_and_belongs_to_that_one() -> None:
+    loud = [(row, 10.0 - row) for row in range(8)]
+    search = Search(list("abcdefgh"), [loud, [(7, 2.5)]], limits=ListLimits(size=3, floor=0.1, cap=1.0))
+
+    assert merged(search) == [RankedItem("a", 10.0, 0), RankedItem("b", 9.0, 0), RankedItem("h", 3.0, 0)]
 
 
 def test_of_more_interests_than_a_list_has_places_the_best_are_heard() -> None:

@@ -36,6 +36,8 @@ class Found:
     """(B, M) inner product with the user's best interest for the item."""
     slots: Rows
     """(B, M) which interest that is, counted among all K."""
+    each: Vectors
+    """(B, K, M) inner product with every interest, -inf with those not in use and where there is no item."""
     searched: npt.NDArray[np.bool_]
     """(B, K) True for interests that searched the index; the others in use scored again."""
 
@@ -89,8 +91,7 @@ class PooledSearch:
         searched = used & self._moved(vectors, places)
         self._search(vectors, places, searched)
         rows = self._gather(vectors, places, used)
-        scores, best = score_by_best(self._index.vectors, vectors, used, rows)
-        return Found(rows, scores, best, searched)
+        return Found(rows, *score_all(self._index.vectors, vectors, used, rows), searched)
 
     def forget(self, user: str) -> None:
         """Forget what *user* searched with and found."""
@@ -136,10 +137,13 @@ class PooledSearch:
         return rows.reshape(len(used), -1)
 
 
-def score_by_best(items: Vectors, vectors: Vectors, used: npt.NDArray[np.bool_], rows: Rows) -> tuple[Vectors, Rows]:
-    """Return the (B, M) greatest inner products over the interests in use, and whose they are, the lowest of equals.
+def score_all(
+    items: Vectors, vectors: Vectors, used: npt.NDArray[np.bool_], rows: Rows
+) -> tuple[Vectors, Rows, Vectors]:
+    """Return inner products: the (B, M) greatest over the interests in use, whose they are, and all (B, K, M).
 
-    As in `index.score`, the sum of one item doesn't depend on what stands beside it.
+    Of equals it is the lowest interest. As in `index.score`, the sum of one item doesn't depend on what stands beside
+    it.
 
     Args:
         items: (N, D) float32.
@@ -149,14 +153,17 @@ def score_by_best(items: Vectors, vectors: Vectors, used: npt.NDArray[np.bool_],
     """
     best = np.empty(rows.shape, dtype=np.float32)
     slots = np.empty(rows.shape, dtype=np.int64)
+    each = np.full((*used.shape, rows.shape[1]), -np.inf, dtype=np.float32)
     for start in range(0, len(rows), _USERS_AT_ONCE):
         part = slice(start, start + _USERS_AT_ONCE)
         gathered = items.take(rows[part], axis=0)  # (U, M, D), which stay in the cache for all interests
-        scores = np.full((len(gathered), used.shape[1], rows.shape[1]), -np.inf, dtype=np.float32)
+        scores = each[part]
         for slot in np.flatnonzero(used[part].any(axis=0)).tolist():
             np.vecdot(gathered, vectors[part, slot, None], out=scores[:, slot])
         scores[~used[part]] = -np.inf
         scores.argmax(axis=1, out=slots[part])
         scores.max(axis=1, out=best[part])
-    best[rows == NO_ROW] = -np.inf
-    return best, slots
+    is_none = rows == NO_ROW
+    best[is_none] = -np.inf
+    each.transpose(0, 2, 1)[is_none] = -np.inf
+    return best, slots, each

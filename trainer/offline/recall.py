@@ -16,10 +16,10 @@ import numpy as np
 
 from engine.ann.exact import ExactIndex
 from engine.ann.index import NO_ROW, best_first
-from engine.ann.pooled import score_by_best
+from engine.ann.pooled import score_all
 from engine.errors import UnusableInterests
 from engine.item_rows import ItemRows
-from engine.recall import Candidates, ListLimits, merge_many
+from engine.recall import Candidates, ListLimits, in_use_first, merge_many
 from trainer.offline.neural import InterestMethod
 from trainer.offline.search import TOP, Answers, OnDone, flat_histories
 from trainer.offline.sets import Question
@@ -76,7 +76,7 @@ def recall_lists(
         scores = _without_histories(found, questions[part])
         excluded[part] = _best(scores, found.rows)
         lists = merge_many(
-            Candidates(found.rows, scores, found.slots),
+            Candidates(found.rows, scores, found.slots, found.each),
             [np.flatnonzero(own).tolist() for own in used[part]],
             items=items,
             unavailable=unavailable,
@@ -99,9 +99,9 @@ def _candidates(index: ExactIndex, vectors: np.ndarray, used: np.ndarray, questi
     rows[used] = index.candidates(vectors[used], depth)
     rows = np.sort(rows.reshape(len(used), -1), axis=1)
     rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = NO_ROW
-    scores, best = score_by_best(index.vectors, vectors, used, rows)
+    scores, best, each = score_all(index.vectors, vectors, used, rows)
     places = np.maximum(np.cumsum(used, axis=1) - 1, 0)  # a slot is counted among those in use
-    return Candidates(rows, scores, np.take_along_axis(places, best, axis=1))
+    return Candidates(rows, scores, np.take_along_axis(places, best, axis=1), in_use_first(each, used))
 
 
 def _without_histories(found: Candidates, questions: Sequence[Question]) -> np.ndarray:
