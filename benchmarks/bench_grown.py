@@ -9,7 +9,6 @@ memory is the most that the process held, from its start.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import shutil
@@ -37,7 +36,7 @@ MOST_GROWTH, MOST_RSS_GIB = 2.0, 1.5
 
 
 def main() -> int:
-    arguments = parse_arguments()
+    arguments = store_load.parse_sizes(store_load.sizes_parser(__doc__))
     directory = Path(tempfile.mkdtemp(prefix="bench-grown-", dir=arguments.directory))
     settings = Settings(
         data_dir=directory,
@@ -71,21 +70,6 @@ def main() -> int:
         f"{arguments.many:,} users; {many['rss_bytes'] / 2**30:.2f} GiB with these"
     )
     return conclude(figures, arguments.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20,000 and 200,000 users, 50,000 clicks")
-    parser.add_argument("--few", type=int, help="users of the small stores; 500,000 by default")
-    parser.add_argument("--many", type=int, help="users of the large stores; 10,000,000 by default")
-    parser.add_argument("--clicks", type=int, help="how many come by Kafka; a million by default")
-    parser.add_argument("--directory", type=Path, help="where everything lies meanwhile; a temporary one by default")
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
-    arguments = parser.parse_args()
-    arguments.few = arguments.few or (20_000 if arguments.quick else 500_000)
-    arguments.many = arguments.many or (200_000 if arguments.quick else 10_000_000)
-    arguments.clicks = arguments.clicks or (50_000 if arguments.quick else 1_000_000)
-    return arguments
 
 
 def drain_into(settings: Settings, users: int, clicks: int) -> dict[str, Any]:

@@ -25,7 +25,18 @@ from typing import Any
 
 from report import at_most, conclude, machine
 from rocksdict import Rdict
-from store_load import NOON_MS, PARTITIONS, bytes_on_disk, draw_click, fill, header_of, more_clicks, user_id
+from store_load import (
+    NOON_MS,
+    PARTITIONS,
+    bytes_on_disk,
+    draw_click,
+    fill,
+    header_of,
+    more_clicks,
+    parse_sizes,
+    sizes_parser,
+    user_id,
+)
 
 from engine.log.partitioning import partition_of
 from engine.settings import Settings
@@ -57,19 +68,9 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20,000 and 200,000 users, 50,000 clicks")
-    parser.add_argument("--few", type=int, help="users of the small stores; 500,000 by default")
-    parser.add_argument("--many", type=int, help="users of the large stores; 10,000,000 by default")
-    parser.add_argument("--clicks", type=int, help="applied on top; a million by default")
-    parser.add_argument("--directory", type=Path, help="where the stores lie meanwhile; a temporary one by default")
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser = sizes_parser(__doc__)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.few = arguments.few or (20_000 if arguments.quick else 500_000)
-    arguments.many = arguments.many or (200_000 if arguments.quick else 10_000_000)
-    arguments.clicks = arguments.clicks or (50_000 if arguments.quick else 1_000_000)
-    return arguments
+    return parse_sizes(parser)
 
 
 def in_own_process(users: int, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A user's clicks lie a minute apart; ids are as short as a shop's: `u0012345`, `i
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,27 @@ PARTITIONS, ITEMS = 4, 100_000
 NOON_MS = 1_795_867_200_000
 MINUTE_MS = 60_000
 _AT_ONCE = 5_000
+
+
+def sizes_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of how many users small and large stores have, and how many clicks come on top."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20,000 and 200,000 users, 50,000 clicks")
+    parser.add_argument("--few", type=int, help="users of the small stores; 500,000 by default")
+    parser.add_argument("--many", type=int, help="users of the large stores; 10,000,000 by default")
+    parser.add_argument("--clicks", type=int, help="on top of what they hold; a million by default")
+    parser.add_argument("--directory", type=Path, help="where everything lies meanwhile; a temporary one by default")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    return parser
+
+
+def parse_sizes(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments, with the sizes that were not given."""
+    arguments = parser.parse_args()
+    arguments.few = arguments.few or (20_000 if arguments.quick else 500_000)
+    arguments.many = arguments.many or (200_000 if arguments.quick else 10_000_000)
+    arguments.clicks = arguments.clicks or (50_000 if arguments.quick else 1_000_000)
+    return arguments
 
 
 def header_of(partition: int) -> StoreHeader:

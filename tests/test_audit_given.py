@@ -193,6 +193,8 @@ def test_windows_that_an_audit_can_not_begin_with_are_refused(
 def test_a_log_that_is_whole_needs_nothing_given():
     NOTHING_GIVEN.check([HONEST], starts={0: 0}, topic="clicks")
 
+    assert (NOTHING_GIVEN.offsets, NOTHING_GIVEN.lines) == ({}, ())
+
 
 @pytest.mark.parametrize(
     "line",
