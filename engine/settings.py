@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where routing runs; auto takes CUDA where there is one."""
     index_backend: Literal["auto", "hnsw", "exact"] = "auto"
-    """What searches the items: an hnswlib graph, exact search, or what a short measurement at loading finds faster."""
+    """What searches the items: an hnswlib graph, exact search, or what a short measurement at loading chooses."""
     index_ef: int = Field(default=200, ge=10, le=10_000)
     """Candidates hnswlib keeps while it searches; higher finds more and costs more."""
     index_ef_max: int = Field(default=1_000, ge=10, le=10_000)
