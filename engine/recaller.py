@@ -120,9 +120,21 @@ class Recaller:
         for at, ranked in enumerate(lists):
             if len(ranked) < self._limits.size and mask[at].any() and found.rows.shape[1] < len(self._served.rows):
                 lists[at] = self._exactly(vectors[at], mask[at], claims[at], wishes[at], every=True)
+        if self._keeps_pools:
+            self._search.note_cuts(users, self._cuts(lists))
         if self._audit is not None:
             self._audit_some(self._audit, lists, found, vectors, mask, claims, wishes)
         return lists
+
+    def _cuts(self, lists: Sequence[list[RankedItem]]) -> np.ndarray:
+        """Return (B, K) float32, the lowest score with which an item of each interest is in its user's list."""
+        cuts = np.full((len(lists), self._interests), -np.inf, dtype=np.float32)
+        for own, ranked in zip(cuts, lists, strict=True):
+            if len(ranked) >= self._limits.size:
+                own[:] = ranked[-1].score  # also of an interest that has none
+                for interest, score in {item.interest: item.score for item in ranked}.items():
+                    own[interest] = score
+        return cuts
 
     def push_down(self, scores: np.ndarray, rows: np.ndarray, wishes: Wishes) -> np.ndarray:
         """Return what one user's negative clicks leave of (..., M) *scores* of the items in (M,) *rows*."""

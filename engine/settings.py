@@ -129,8 +129,9 @@ class Settings(BaseSettings):
     """Share of an exactly made list that lists are to hold; sampled lists are compared all the time."""
     pool_mb: int = Field(default=256, ge=0, le=1_000_000)
     """Memory for what users' last searches found, in megabytes; 0 keeps nothing, and every interest searches."""
-    pool_bound: float = Field(default=0.3, ge=0.0, le=1.0)
-    """An interest that moved less than this share of its length since a search scores again what that search found."""
+    pool_bound: float = Field(default=0.25, ge=0.0, le=1.0)
+    """An interest that moved less than this share of its length since a search scores again what that search found; one
+    that moved farther searches unless what was found reaches far enough. 0: every interest searches."""
     index_rebuild_at: int = Field(default=10_000, ge=100, le=10_000_000)
     """New and changed items that are searched beside the index; with more of them it is built again meanwhile."""
     torch_threads: int = Field(default=1, ge=1, le=256)

@@ -1,12 +1,17 @@
 """Search only what moved: an interest near to where its user searched before scores what was found then.
 
-A click moves the interest that it belongs to, and the others little. So the index is searched by interests that are
-farther than a bound from everything their user searched with before; the candidates of a user are then all that the
-user's searches found, the last one of each interest, scored exactly by every interest in use. Delta and removals of the
-live index count for those who don't search too.
+A click moves the interest that it belongs to, and the others little. The candidates of a user are all that the user's
+searches found, the last one of each interest, scored exactly by every interest in use. Delta and removals of the live
+index count for those who don't search too. The index is searched by an interest for which none of these holds:
 
-What is missed: items that came near while no interest moved by the bound at once. The bound sets how many they are
-(benchmarks/README.md has the curve), and audits watch it (`engine/recaller.py`).
+1. It is nearer than a bound to something its user searched with before.
+2. What a search of before found reaches down so far that an item it left out would have to be lifted by more than a
+   movement from there to here lifts the items that lie in its direction.
+3. It is nearer than the bound to another interest that searches now.
+
+What is missed: items that came near while no interest moved by the bound at once, and those that the movement lifted
+more than others. The bound sets how many they are (benchmarks/README.md has the curve), and audits watch it
+(`engine/recall_audit.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.ann.index import NO_ROW, Rows, Vectors, check_interests
+from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, score
 from engine.ann.live import LiveIndex
 from engine.ann.pools import CandidatePools, Places
 
@@ -51,11 +56,11 @@ class PooledSearch:
         Args:
             index: may change between two calls.
             pools: empty, and nobody else's.
-            bound: an interest searches when it is farther than this share of its length from all that its user
+            bound: an interest may search when it is farther than this share of its length from all that its user
                 searched with; 0 for always.
         """
         self._index, self._pools, self.bound = index, pools, bound
-        self._generation = index.generation
+        self._generation, self._item_length = index.generation, _typical_length(index.vectors)
 
     @property
     def users(self) -> int:
@@ -82,38 +87,61 @@ class PooledSearch:
             DimensionMismatch: the interests have another D than the items.
         """
         if not self.bound or self._index.generation != self._generation:
-            self._generation = self._index.generation
             self._pools.clear()
+        if self._index.generation != self._generation:
+            self._generation, self._item_length = self._index.generation, _typical_length(self._index.vectors)
         count, slots, dimensions = interests.shape
         queries, finite = check_interests(interests.reshape(count * slots, dimensions), self._index.dimensions)
         vectors, used = queries.reshape(interests.shape), mask & finite.reshape(mask.shape)
         places = self._pools.claim(users)
-        searched = used & self._moved(vectors, places)
+        searched = self._must_search(vectors, used, places)
         self._search(vectors, places, searched)
         rows = self._gather(vectors, places, used)
         return Found(rows, *score_all(self._index.vectors, vectors, used, rows), searched)
+
+    def note_cuts(self, users: Sequence[str], cuts: Vectors) -> None:
+        """Remember what an item had to score to be in the lists that were made of the last call's candidates.
+
+        Args:
+            users: those of the last `find`.
+            cuts: (B, K) float32, by interest; minus infinity where any item would have been in.
+        """
+        self._pools.cuts[self._pools.claim(users)] = cuts
 
     def forget(self, user: str) -> None:
         """Forget what *user* searched with and found."""
         self._pools.forget(user)
 
-    def _moved(self, vectors: Vectors, places: Places) -> npt.NDArray[np.bool_]:
-        """Return (B, K), True for interests that are farther than the bound from all pools of their user."""
-        held = self._pools.vectors[places]
-        lengths, held_lengths = (np.square(each).sum(axis=2) for each in (vectors, held))
-        distances = lengths[:, :, None] + held_lengths[:, None, :] - 2.0 * (vectors @ held.transpose(0, 2, 1))
-        distances[np.broadcast_to(held_lengths[:, None, :] == 0.0, distances.shape)] = np.inf
-        nearest = np.maximum(distances.min(axis=2), 0.0)  # rounding may leave less
-        moved: npt.NDArray[np.bool_] = nearest >= self.bound**2 * lengths
-        return moved
+    def _must_search(self, vectors: Vectors, used: npt.NDArray[np.bool_], places: Places) -> npt.NDArray[np.bool_]:
+        """Return (B, K), True for interests in use that what their user found before won't do for."""
+        pools, lengths = self._pools, np.square(vectors).sum(axis=2)
+        held = pools.vectors[places]
+        near = self.bound**2 * lengths[:, :, None]
+        distances = _distances(vectors, lengths, held)  # (B, K, K), squared
+        lifts = self._least_cosine() * self._item_length * np.sqrt(distances)
+        does = (distances < near) | (pools.cuts[places][:, :, None] - pools.least[places][:, None, :] >= lifts)
+        does &= (np.square(held).sum(axis=2) > 0.0)[:, None, :]  # of an empty pool nothing does
+        searched: npt.NDArray[np.bool_] = used & ~does.any(axis=2)
+        beside = _distances(vectors, lengths, vectors) < near
+        for slot in range(1, searched.shape[1]):
+            searched[:, slot] &= ~(beside[:, slot, :slot] & searched[:, :slot]).any(axis=1)
+        return searched
+
+    def _least_cosine(self) -> float:
+        """Return the cosine that an item left out may have with a movement: 1 at a bound of 0, a half at .25."""
+        return 1.0 / (1.0 + 4.0 * self.bound)
 
     def _search(self, vectors: Vectors, places: Places, searched: npt.NDArray[np.bool_]) -> None:
         if not searched.any():
             return
         users, slots = np.nonzero(searched)
         queries = vectors[searched]
-        self._pools.rows[places[users], slots] = self._index.base_candidates(queries, self._pools.width)
+        found = self._index.base_candidates(queries, self._pools.width)
+        self._pools.rows[places[users], slots] = found
         self._pools.vectors[places[users], slots] = queries
+        least = score(self._index.vectors, queries, found).min(axis=1)
+        least[(found == NO_ROW).any(axis=1)] = np.inf  # nothing is known of what was left out
+        self._pools.least[places[users], slots] = least
 
     def _gather(self, vectors: Vectors, places: Places, used: npt.NDArray[np.bool_]) -> Rows:
         """Return (B, M) candidate rows, each once a user, ascending, then -1."""
@@ -135,6 +163,18 @@ class PooledSearch:
         rows = np.full((*used.shape, near.shape[1]), _NOTHING, dtype=np.int32)
         rows[users, slots] = near
         return rows.reshape(len(used), -1)
+
+
+def _distances(vectors: Vectors, lengths: Vectors, others: Vectors) -> Vectors:
+    """Return (B, K, J) squared distances of (B, K, D) *vectors*, (B, K) *lengths* squared, from (B, J, D) *others*."""
+    products = vectors @ others.transpose(0, 2, 1)
+    distances: Vectors = lengths[:, :, None] + np.square(others).sum(axis=2)[:, None, :] - 2.0 * products
+    return np.maximum(distances, 0.0)  # rounding may leave less
+
+
+def _typical_length(items: Vectors) -> float:
+    """Return the root mean square of the (N, D) items' lengths; 0 of none."""
+    return float(np.sqrt(np.vecdot(items, items).mean())) if len(items) else 0.0
 
 
 def score_all(

@@ -34,6 +34,10 @@ class CandidatePools:
         """(users, K, D): what each pool was searched with; zero where there is no pool."""
         self.rows = np.empty((users, interests, width), dtype=np.int32)
         """(users, K, P): what was found, rows of the index; -1 for nothing."""
+        self.least: Vectors = np.empty((users, interests), dtype=np.float32)
+        """(users, K): the lowest score of what was found, by what it was searched with; infinity for unknown."""
+        self.cuts: Vectors = np.empty((users, interests), dtype=np.float32)
+        """(users, K): the lowest score of an interest's items in the last list; minus infinity for any score."""
         self._places: OrderedDict[str, int] = OrderedDict()
         self._free: list[int] = []
         self._untouched = 0  # places from here on were never anybody's
@@ -41,7 +45,7 @@ class CandidatePools:
     @staticmethod
     def bytes_a_user(*, interests: int, dimensions: int, width: int) -> int:
         """Return the memory of one user's pools, their key in it."""
-        return 4 * interests * (dimensions + width) + 200
+        return 4 * interests * (dimensions + width + 2) + 200
 
     def __len__(self) -> int:
         return len(self._places)
@@ -83,3 +87,4 @@ class CandidatePools:
 
     def _empty(self, place: int) -> None:
         self.vectors[place], self.rows[place] = 0.0, NO_ROW
+        self.least[place], self.cuts[place] = np.inf, -np.inf

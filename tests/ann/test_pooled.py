@@ -123,6 +123,49 @@ def test_movement_counts_from_the_last_search_and_not_from_the_last_call() -> No
     assert steps == [False, False, False, True]
 
 
+def test_of_interests_that_moved_side_by_side_one_searches_for_both() -> None:
+    searching, vectors = Searching(bound=0.3), interests(1)
+    searching.find(interests(1, seed=8))
+    vectors[0, 2] = moved(vectors[:1, :1], 0.2)[0, 0]
+
+    found = searching.find(vectors)
+
+    assert found.searched.tolist() == [[True, True, False]]
+
+
+def cuts_above_what_was_found(searching: Searching, vectors: np.ndarray, *, lift: float) -> np.ndarray:
+    """Return cuts that an item nothing has found reaches if *vectors* lift it by this share of what they move."""
+    least = np.sort(vectors @ searching.base.vectors.T, axis=2)[:, :, -WIDTH]
+    length = np.sqrt(np.square(searching.base.vectors).sum(axis=1).mean())
+    cuts: np.ndarray = least + lift * np.linalg.norm(moved(vectors, 0.4) - vectors, axis=2) * length
+    return cuts.astype(np.float32)
+
+
+@pytest.mark.parametrize(("lift", "searches"), [(0.4, True), (0.6, False)])  # the bound of .25 fears a half
+def test_interest_that_moved_searches_only_where_the_movement_could_lift_an_item_into_the_list(
+    lift: float, searches: bool
+) -> None:
+    searching, vectors = Searching(bound=0.25), interests(2)
+    users = ["u0", "u1"]
+    searching.find(vectors)
+    searching.search.note_cuts(users, cuts_above_what_was_found(searching, vectors, lift=lift))
+
+    found = searching.find(moved(vectors, 0.4))
+
+    assert (found.searched == searches).all()
+
+
+def test_who_comes_back_after_others_took_the_room_searches() -> None:
+    searching, vectors = Searching(users=1), interests(1)
+    searching.find(vectors, users=["before"])
+    searching.search.note_cuts(["before"], np.full((1, INTERESTS), 1e9, dtype=np.float32))
+    searching.find(vectors, users=["after"])
+
+    found = searching.find(vectors, users=["before"])
+
+    assert found.searched.all()
+
+
 def test_interests_that_change_places_need_no_search() -> None:
     searching, vectors = Searching(), interests(2)
     searching.find(vectors)
