@@ -25,11 +25,11 @@ import torch
 from eager_mind import EagerMind
 from report import at_least, conclude, machine
 
+from engine.merge import ListLimits
 from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import WindowBatch
 from engine.model.mind import MindNetwork
 from engine.model.routing import count_interests
-from engine.recall import ListLimits
 from engine.settings import Settings
 from trainer.offline.metrics import judge
 from trainer.offline.neural import InterestMethod

@@ -16,8 +16,9 @@ import numpy as np
 
 from engine.ann.index import rank, top_places
 from engine.events import ClickEvent
+from engine.merge import ListLimits, merge
 from engine.microbatch import Behavior, ListMaker
-from engine.recall import ListLimits, RankedItem, RecallList, merge
+from engine.recall import RankedItem, RecallList
 from engine.recaller import Wishes
 from engine.window import BehaviorWindow
 

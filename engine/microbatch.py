@@ -188,7 +188,7 @@ class ListMaker:
 
     def _try_a_sound_window(self) -> None:
         """Do what every user's list takes with a window that passed when the version was loaded; raise as it does."""
-        vectors = self._route([UserInput(self._items.item_ids[:1])]).vectors
+        vectors = self._route([UserInput(self._items.item_ids[:1].tolist())]).vectors
         self._index.search(vectors[0], 1)
 
     def _make_together(self, users: Sequence[tuple[DirtyBatch, DirtyUser]]) -> list[Outcome]:

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from engine import metrics
 from engine.ann.negative import push_down
-from engine.ann.pooled import Found, PooledSearch, score_all
+from engine.ann.pooled import Found, PooledSearch
 from engine.ann.pools import CandidatePools
+from engine.ann.products import inner_products
 from engine.event_types import NEGATIVE_EVENT_TYPES
 from engine.events import ClickEvent
+from engine.item_rows import FlatRows
+from engine.merge import Candidates, ListLimits, Merged, merge_many
 from engine.model import Interests
-from engine.recall import Candidates, ListLimits, RankedItem, in_use_first, merge_many
+from engine.recall import RankedItem
 from engine.recall_audit import RecallAudit
 from engine.served_items import ServedItems
 from engine.settings import Settings
@@ -32,6 +35,8 @@ AUDIT_EVERY = 200
 """One list of so many is also made exactly; fewer on large catalogs, where that takes longer."""
 ITEMS_PER_AUDIT = 200
 MEGABYTE = 10**6
+_USERS_AT_ONCE = 32
+"""Few, so that what is computed of their candidates stays in a core's cache until the lists are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,26 @@ class Wishes:
             return cls(unwanted)
         negative = {click.item_id for click in standing if click.is_negative}
         return cls(unwanted, negative, {click.item_id for click in standing} - negative)
+
+
+@dataclass(frozen=True, slots=True)
+class _Users:
+    """B users who want lists."""
+
+    vectors: np.ndarray
+    """(B, K, D) float32 interests."""
+    mask: np.ndarray
+    """(B, K) bool, True for those in use."""
+    claims: np.ndarray
+    """(B, K) float64, the part of a list that each claims."""
+    wishes: Sequence[Wishes]
+    seen: FlatRows
+    """B times the rows that stay out."""
+
+    def part(self, first: int, end: int) -> _Users:
+        """Return those from *first* to before *end*."""
+        at = slice(first, end)
+        return _Users(self.vectors[at], self.mask[at], self.claims[at], self.wishes[at], self.seen.part(first, end))
 
 
 class Recaller:
@@ -94,47 +119,36 @@ class Recaller:
             if self._audit is not None:
                 self._audit.watch(self._search)
         lists: list[list[RankedItem]] = []
-        self.searched, claims = 0, interests.claims
+        self.searched = 0
+        # Before the searches: what the model just looked up of the same items is still at hand.
+        seen = self._served.rows.flat_rows([one.unwanted for one in wishes])
+        every = _Users(interests.vectors, interests.mask, interests.claims, wishes, seen)
         for start in range(0, len(users), self._search.users):
-            part = slice(start, start + self._search.users)
-            lists += self._recall(
-                users[part], interests.vectors[part], interests.mask[part], claims[part], wishes[part]
-            )
+            end = min(start + self._search.users, len(users))
+            lists += self._recall(users[start:end], every.part(start, end))
         return lists
 
     def forget(self, user: str) -> None:
         """Forget what *user* found: nothing is left of somebody erased."""
         self._search.forget(user)
 
-    def _recall(
-        self,
-        users: Sequence[str],
-        vectors: np.ndarray,
-        mask: np.ndarray,
-        claims: np.ndarray,
-        wishes: Sequence[Wishes],
-    ) -> list[list[RankedItem]]:
-        found = self._search.find(users, vectors, mask)
+    def _recall(self, names: Sequence[str], users: _Users) -> list[list[RankedItem]]:
+        found = self._search.find(names, users.vectors, users.mask)
         self.searched += int(found.searched.sum())
-        lists = self._merge(found, mask, claims, wishes)
+        lists: list[list[RankedItem]] = []
+        for start in range(0, len(names), _USERS_AT_ONCE):
+            end = min(start + _USERS_AT_ONCE, len(names))
+            merged = self._merge(found.rows[start:end], users.part(start, end))
+            if self._keeps_pools:
+                self._search.note_cuts(names[start:end], merged.cuts(self._interests))
+            lists += merged.ranked(self._served.rows)
         for at, ranked in enumerate(lists):
-            if len(ranked) < self._limits.size and mask[at].any() and found.rows.shape[1] < len(self._served.rows):
-                lists[at] = self._exactly(vectors[at], mask[at], claims[at], wishes[at], every=True)
-        if self._keeps_pools:
-            self._search.note_cuts(users, self._cuts(lists))
+            is_short = len(ranked) < self._limits.size and found.rows.shape[1] < len(self._served.rows)
+            if is_short and users.mask[at].any():
+                lists[at] = self._exactly(users.part(at, at + 1), every=True)
         if self._audit is not None:
-            self._audit_some(self._audit, lists, found, vectors, mask, claims, wishes)
+            self._audit_some(self._audit, lists, found, users)
         return lists
-
-    def _cuts(self, lists: Sequence[list[RankedItem]]) -> np.ndarray:
-        """Return (B, K) float32, the lowest score with which an item of each interest is in its user's list."""
-        cuts = np.full((len(lists), self._interests), -np.inf, dtype=np.float32)
-        for own, ranked in zip(cuts, lists, strict=True):
-            if len(ranked) >= self._limits.size:
-                own[:] = ranked[-1].score  # also of an interest that has none
-                for interest, score in {item.interest: item.score for item in ranked}.items():
-                    own[interest] = score
-        return cuts
 
     def push_down(self, scores: np.ndarray, rows: np.ndarray, wishes: Wishes) -> np.ndarray:
         """Return what one user's negative clicks leave of (..., M) *scores* of the items in (M,) *rows*."""
@@ -147,63 +161,49 @@ class Recaller:
         push, items = self._settings.negative_push, self._served.index.vectors
         return push_down(scores, rows, items, negative=negative, clicked=clicked, push=push)
 
-    def _merge(
-        self, found: Found, mask: np.ndarray, claims: np.ndarray, wishes: Sequence[Wishes]
-    ) -> list[list[RankedItem]]:
-        turned_down = [at for at, one in enumerate(wishes) if one.negative]
-        if turned_down:
-            scores, each = found.scores.copy(), found.each.copy()
-            for at in turned_down:
-                scores[at] = self.push_down(scores[at], found.rows[at], wishes[at])
-                each[at] = self.push_down(each[at], found.rows[at], wishes[at])
-            found = replace(found, scores=scores, each=each)
-        # All K have a slot, those not in use hold nothing; only their number sets the floors.
-        places = np.cumsum(mask, axis=1) - 1
-        slots = np.take_along_axis(places, found.slots, axis=1)
+    def _merge(self, rows: np.ndarray, users: _Users) -> Merged:
+        """Return the lists of B users who found (B, M) *rows*."""
+        each = inner_products(self._served.index.vectors, users.vectors, users.mask, rows)
+        for at, wishes in enumerate(users.wishes):
+            if wishes.negative:
+                each[at] = self.push_down(each[at], rows[at], wishes)
         return merge_many(
-            Candidates(found.rows, found.scores, slots, in_use_first(found.each, mask)),
-            [np.flatnonzero(used).tolist() for used in mask],
-            items=self._served.rows,
+            Candidates(rows, each),
+            users.mask,
+            ranks=self._served.rows.ranks,
             unavailable=self._served.unavailable,
-            seen=[self._served.rows.rows(one.unwanted) for one in wishes],
+            seen=users.seen,
             limits=self._limits,
-            claims=[own[used].tolist() for own, used in zip(claims, mask, strict=True)],
+            claims=users.claims,
             categories=self._served.categories,
         )
 
-    def _exactly(
-        self, vectors: np.ndarray, mask: np.ndarray, claims: np.ndarray, wishes: Wishes, *, every: bool = False
-    ) -> list[RankedItem]:
+    def _exactly(self, user: _Users, *, every: bool = False) -> list[RankedItem]:
         """Return one user's items by a look at all of them: of *every* item, or of those that exact searches find."""
         index = self._served.index
         count = len(self._served.rows)
         depth = count if every else min(self._search.width, count)
-        rows = np.unique(index.search_exactly(vectors[mask], depth))
-        scores, slots, each = score_all(index.vectors, vectors[None], mask[None], rows[None])
-        scores[:, index.is_absent(rows)] = -np.inf
-        return self._merge(Found(rows[None], scores, slots, each, mask[None]), mask[None], claims[None], [wishes])[0]
+        rows = np.unique(index.search_exactly(user.vectors[user.mask], depth))
+        return self._merge(rows[~index.is_absent(rows)][None], user).ranked(self._served.rows)[0]
 
     def _audit_some(
         self,
         audit: RecallAudit,
         lists: Sequence[list[RankedItem]],
         found: Found,
-        vectors: np.ndarray,
-        mask: np.ndarray,
-        claims: np.ndarray,
-        wishes: Sequence[Wishes],
+        users: _Users,
     ) -> None:
         metrics.INTERESTS.labels("searched").inc(int(found.searched.sum()))
-        metrics.INTERESTS.labels("scored_again").inc(int((mask & ~found.searched).sum()))
+        metrics.INTERESTS.labels("scored_again").inc(int((users.mask & ~found.searched).sum()))
         metrics.CANDIDATE_POOLS.set(len(self._search))
         every = max(AUDIT_EVERY, len(self._served.rows) // ITEMS_PER_AUDIT)
         due = range(self._until_audit, len(lists), every)
         self._until_audit = due.start + len(due) * every - len(lists)
-        for at in (at for at in due if mask[at].any()):
-            exact = {item.item_id for item in self._exactly(vectors[at], mask[at], claims[at], wishes[at])}
+        for at in (at for at in due if users.mask[at].any()):
+            exact = {item.item_id for item in self._exactly(users.part(at, at + 1))}
             if exact:
                 held = sum(item.item_id in exact for item in lists[at])
-                audit.note(held / len(exact), all_searched=bool((found.searched[at] == mask[at]).all()))
+                audit.note(held / len(exact), all_searched=bool((found.searched[at] == users.mask[at]).all()))
 
     def _width(self) -> int:
         """Return how many items each interest finds, so that the list is full without the seen and unavailable."""

@@ -17,9 +17,9 @@ from engine import metrics
 from engine.ann.live import LiveIndex
 from engine.catalog import Catalog
 from engine.item_rows import ItemRows
+from engine.merge import NO_CATEGORY
 from engine.model import InterestModel
 from engine.model.features import ItemInput
-from engine.recall import NO_CATEGORY
 from engine.settings import Settings
 from engine.snapshot import ServingSnapshot, builder_of
 
@@ -36,7 +36,7 @@ class ServedItems:
         self._model: InterestModel = snapshot.model
         self._catalog = catalog
         self._trained = len(snapshot.item_ids)
-        self.rows = ItemRows(snapshot.item_ids)
+        self.rows = ItemRows(snapshot.item_ids, self._model.vocabulary.item_rows)
         base = snapshot.index
         if base is None:  # somebody took it over before
             vectors = self._model.all_item_vectors()[1]

@@ -24,6 +24,7 @@ LEAVES = {
 }
 ENGINE_CORE = {
     "engine.recall",
+    "engine.merge",
     "engine.refresh",
     "engine.snapshot",
     "engine.hotswap",
@@ -39,7 +40,9 @@ ENGINE_CORE = {
 }
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.durable", "engine.event_types", "engine.model"},
-    "engine.ann": {"engine.errors", "engine.durable", "engine.metrics", "engine.ann"},
+    "engine.compiled": set(),
+    "engine.ann": {"engine.compiled", "engine.errors", "engine.durable", "engine.metrics", "engine.ann"},
+    "engine.merge": {"engine.ann", "engine.compiled", "engine.item_rows", "engine.recall", "engine.settings"},
     "engine.store": LEAVES | {"engine.store"},
     "engine.log": LEAVES | {"engine.log"},
     "engine.pulse": {"engine.errors"},
@@ -68,9 +71,9 @@ MAY_IMPORT = {
     "engine.replay": LEAVES | {"engine.log", "engine.sources"},
     "engine.sending": LEAVES | {"engine.replay", "engine.simulate", "engine.sources"},
     "engine.audit": {"engine.errors", "engine.settings", "engine.audit"},
-    "trainer": LEAVES | {"engine.model", "engine.ann", "engine.recall", "trainer"},
+    "trainer": LEAVES | {"engine.model", "engine.ann", "engine.merge", "trainer"},
     "trainer.offline": LEAVES
-    | {"engine.model", "engine.ann", "engine.recall", "engine.sources", "engine.options", "trainer"},
+    | {"engine.model", "engine.ann", "engine.merge", "engine.sources", "engine.options", "trainer"},
 }
 LIBRARY_OWNERS = {
     "faust": {"engine.streams"},
@@ -79,6 +82,7 @@ LIBRARY_OWNERS = {
     "kafka": {"trainer", "engine.audit"},
     "rocksdict": {"engine.store"},
     "hnswlib": {"engine.ann"},
+    "numba": {"engine.compiled"},
     "torch": {"engine.model", "engine.ann.exact", "trainer"},
     "safetensors": {"engine.model", "trainer.checkpoint"},
     "fastapi": {"engine.serving"},

@@ -143,8 +143,8 @@ def test_what_was_turned_down_takes_its_neighbors_down_as_in_the_exact_list(shop
     near = [item for item in after if item.score < was.get(item.item_id, -np.inf)]
     assert len(near) > 3
     # Made of all 200 items, the pushed ones in their places: the list that the candidates gave.
-    mask, wishes = np.ones((1, K), dtype=np.bool_), Wishes({first}, negative={first})
-    assert recalling.recaller._exactly(vectors[0], mask[0], np.full(K, 1 / K), wishes, every=True) == after
+    exact = Recalling(shop, list_size=150, index_ef=200, keeps_pools=False)
+    assert exact.recall(vectors, wishes=Wishes({first}, negative={first}))[0] == after
 
 
 def test_without_a_push_what_was_turned_down_stays_out_alone(shop: Shop) -> None:

@@ -32,7 +32,7 @@ _SCORES_AT_ONCE = 32_000_000
 """Scores held at a time: at most 128 MB."""
 _QUERIES_AT_ONCE, _WORTH_HOLDING = 128, 8_000_000
 """Of few queries a matrix product is slower; more than so many, or so many scores, make it no faster on a CPU."""
-_HALVES_AT_ONCE = 32
+_HALVES_AT_ONCE = 48
 """Few, so that what is made of them stays in the caches until it is selected from."""
 _DEEPER = 1.25
 """In half precision so many times as many are found as are asked for, and the best of them by exact score taken."""
@@ -105,8 +105,9 @@ class ExactIndex:
         if not len(queries) or not width:
             return queries, rows
         items = self._items if self._half is None else self._half
-        room = self._room(min(self._step(), len(queries)), items)
-        step = len(room)
+        calls = math.ceil(len(queries) / self._step())
+        step = math.ceil(len(queries) / calls)  # alike: a call costs what reading the items does, however few it has
+        room = self._room(step, items)
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
             rows[part, :width] = self.rows[_best(queries[part], items, width, room)]

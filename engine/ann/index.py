@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.ann.products import inner_products
 from engine.errors import DimensionMismatch, ItemIndexError
 
 Vectors = npt.NDArray[np.float32]
@@ -23,8 +24,6 @@ Keys = npt.NDArray[np.uint64]
 _SIGN, _LOW_HALF = np.uint32(1 << 31), np.uint64(2**32 - 1)
 NO_ROW = -1
 """Fills the places of an answer for which there is no item; its score is minus infinity."""
-_QUERIES_AT_ONCE = 8
-"""Few, so that the gathered vectors of their candidates stay in a core's cache."""
 BLOCK = 16
 """Scores in a block, of which the greatest alone is looked at first."""
 
@@ -148,19 +147,9 @@ def top_places(scores: Vectors, k: int) -> Rows:
 
 
 def score(vectors: Vectors, interests: Vectors, rows: Rows) -> Vectors:
-    """Return the (Q, k) inner products of interests (Q, D) with the items at *rows* (Q, k); -inf where a row is -1.
-
-    Each is a product of two vectors of its own, whose sum doesn't depend on what stands beside it: a matrix product's
-    does, in the last bits, and items with equal vectors would be told apart.
-    """
-    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-    if not len(vectors):
-        return scores
-    for start in range(0, len(rows), _QUERIES_AT_ONCE):
-        part = slice(start, start + _QUERIES_AT_ONCE)
-        np.vecdot(vectors.take(rows[part], axis=0), interests[part, None], out=scores[part])
-    scores[(rows == NO_ROW) | np.isnan(scores)] = -np.inf
-    return scores
+    """Return the (Q, k) inner products of interests (Q, D) with the items at *rows* (Q, k); -inf where a row is -1."""
+    every = np.ones((len(rows), 1), dtype=np.bool_)
+    return inner_products(vectors, interests[:, None], every, rows)[:, 0]
 
 
 def order_keys(scores: Vectors, ranks: npt.NDArray[np.unsignedinteger]) -> Keys:

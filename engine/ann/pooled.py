@@ -1,7 +1,7 @@
 """Search only what moved: an interest near to where its user searched before scores what was found then.
 
 A click moves the interest that it belongs to, and the others little. The candidates of a user are all that the user's
-searches found, the last one of each interest, scored exactly by every interest in use. Delta and removals of the live
+searches found, the last one of each interest, to be scored by every interest in use. Delta and removals of the live
 index count for those who don't search too. The index is searched by an interest for which none of these holds:
 
 1. It is nearer than a bound to something its user searched with before.
@@ -23,28 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, score
-from engine.ann.live import LiveIndex
+from engine.ann.live import LiveIndex, room_for
 from engine.ann.pools import CandidatePools, Places
+from engine.compiled import compiled
 
-_NOTHING = np.iinfo(np.int32).max
-"""Stands for no row while rows are sorted, so that it comes last."""
-_USERS_AT_ONCE = 4
+_MOST_ROUNDS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What B users' interests found together; M places each, those without an item have row -1 and score -inf."""
+    """What B users' interests found together, M places each."""
 
     rows: Rows
-    """(B, M), each row of a user once."""
-    scores: Vectors
-    """(B, M) inner product with the user's best interest for the item."""
-    slots: Rows
-    """(B, M) which interest that is, counted among all K."""
-    each: Vectors
-    """(B, K, M) inner product with every interest, -inf with those not in use and where there is no item."""
+    """(B, M) candidates, each row of a user once; -1 for none."""
     searched: npt.NDArray[np.bool_]
-    """(B, K) True for interests that searched the index; the others in use scored again."""
+    """(B, K) True for interests that searched the index; the others in use score again."""
 
 
 class PooledSearch:
@@ -61,6 +54,7 @@ class PooledSearch:
         """
         self._index, self._pools, self.bound = index, pools, bound
         self._generation, self._item_length = index.generation, _typical_length(index.vectors)
+        self._met_in, self._rounds = np.zeros(0, dtype=np.int32), 0
 
     @property
     def users(self) -> int:
@@ -96,8 +90,7 @@ class PooledSearch:
         places = self._pools.claim(users)
         searched = self._must_search(vectors, used, places)
         self._search(vectors, places, searched)
-        rows = self._gather(vectors, places, used)
-        return Found(rows, *score_all(self._index.vectors, vectors, used, rows), searched)
+        return Found(self._gather(vectors, places, used), searched)
 
     def note_cuts(self, users: Sequence[str], cuts: Vectors) -> None:
         """Remember what an item had to score to be in the lists that were made of the last call's candidates.
@@ -128,8 +121,8 @@ class PooledSearch:
         return searched
 
     def _least_cosine(self) -> float:
-        """Return the cosine that an item left out may have with a movement: 1 at a bound of 0, a half at .25."""
-        return 1.0 / (1.0 + 4.0 * self.bound)
+        """Return the cosine that an item left out may have with a movement: 1 at a bound of 0, .44 at .25."""
+        return 1.0 / (1.0 + 5.0 * self.bound)
 
     def _search(self, vectors: Vectors, places: Places, searched: npt.NDArray[np.bool_]) -> None:
         if not searched.any():
@@ -144,25 +137,44 @@ class PooledSearch:
         self._pools.least[places[users], slots] = least
 
     def _gather(self, vectors: Vectors, places: Places, used: npt.NDArray[np.bool_]) -> Rows:
-        """Return (B, M) candidate rows, each once a user, ascending, then -1."""
+        """Return (B, M) candidate rows, each once a user, then -1."""
         rows = self._pools.rows[places].reshape(len(places), -1)
-        rows[self._index.is_gone(rows)] = _NOTHING
+        rows[self._index.is_gone(rows)] = NO_ROW
         if self._index.delta_size:
             rows = np.concatenate([rows, self._delta(vectors, used)], axis=1)
-        rows.sort(axis=1)
-        rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = _NOTHING
-        rows.sort(axis=1)
-        width = int((rows != _NOTHING).sum(axis=1).max(initial=0))
-        chosen = rows[:, :width].astype(np.int64)
-        chosen[chosen == _NOTHING] = NO_ROW
-        return chosen
+        count = len(self._index.vectors)
+        if self._rounds + len(rows) > _MOST_ROUNDS or count > len(self._met_in):
+            self._met_in, self._rounds = np.zeros(room_for(count), dtype=np.int32), 0
+        distinct = np.full(rows.shape, NO_ROW, dtype=np.int64)
+        widest = _take_once(rows, self._met_in, self._rounds, distinct)
+        self._rounds += len(rows)
+        return np.ascontiguousarray(distinct[:, :widest])
 
     def _delta(self, vectors: Vectors, used: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
         users, slots = np.nonzero(used)
         near = self._index.delta_candidates(vectors[used], self._pools.width)
-        rows = np.full((*used.shape, near.shape[1]), _NOTHING, dtype=np.int32)
+        rows = np.full((*used.shape, near.shape[1]), NO_ROW, dtype=np.int32)
         rows[users, slots] = near
         return rows.reshape(len(used), -1)
+
+
+@compiled
+def _take_once(rows: npt.NDArray[np.int32], met_in: npt.NDArray[np.int32], rounds: int, distinct: Rows) -> int:
+    """Write each row of (B, W) *rows* once a user to the front of *distinct*; return the most that a user has.
+
+    *met_in* tells of every item in which round it was met last, of *rounds* before; every user is one more.
+    """
+    widest = 0
+    for user in range(len(rows)):
+        count = 0
+        for place in range(rows.shape[1]):
+            row = rows[user, place]
+            if row >= 0 and met_in[row] != rounds + user + 1:
+                met_in[row] = rounds + user + 1
+                distinct[user, count] = row
+                count += 1
+        widest = max(widest, count)
+    return widest
 
 
 def _distances(vectors: Vectors, lengths: Vectors, others: Vectors) -> Vectors:
@@ -175,35 +187,3 @@ def _distances(vectors: Vectors, lengths: Vectors, others: Vectors) -> Vectors:
 def _typical_length(items: Vectors) -> float:
     """Return the root mean square of the (N, D) items' lengths; 0 of none."""
     return float(np.sqrt(np.vecdot(items, items).mean())) if len(items) else 0.0
-
-
-def score_all(
-    items: Vectors, vectors: Vectors, used: npt.NDArray[np.bool_], rows: Rows
-) -> tuple[Vectors, Rows, Vectors]:
-    """Return inner products: the (B, M) greatest over the interests in use, whose they are, and all (B, K, M).
-
-    Of equals it is the lowest interest. As in `index.score`, the sum of one item doesn't depend on what stands beside
-    it.
-
-    Args:
-        items: (N, D) float32.
-        vectors: (B, K, D) float32 interests.
-        used: (B, K) bool, True for those in use.
-        rows: (B, M) int64 item rows, -1 for none, whose score is -inf.
-    """
-    best = np.empty(rows.shape, dtype=np.float32)
-    slots = np.empty(rows.shape, dtype=np.int64)
-    each = np.full((*used.shape, rows.shape[1]), -np.inf, dtype=np.float32)
-    for start in range(0, len(rows), _USERS_AT_ONCE):
-        part = slice(start, start + _USERS_AT_ONCE)
-        gathered = items.take(rows[part], axis=0)  # (U, M, D), which stay in the cache for all interests
-        scores = each[part]
-        for slot in np.flatnonzero(used[part].any(axis=0)).tolist():
-            np.vecdot(gathered, vectors[part, slot, None], out=scores[:, slot])
-        scores[~used[part]] = -np.inf
-        scores.argmax(axis=1, out=slots[part])
-        scores.max(axis=1, out=best[part])
-    is_none = rows == NO_ROW
-    best[is_none] = -np.inf
-    each.transpose(0, 2, 1)[is_none] = -np.inf
-    return best, slots, each

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -101,18 +102,21 @@ def encode_windows(
     """
     for user in users:
         _check_lengths(user)
-    kept = [_known_clicks(user, vocabulary.item_rows, config.max_clicks) for user in users]
-    length = max((len(positions) for positions, _rows in kept), default=0)
+    clicks = _known_clicks(users, vocabulary.item_rows)
+    counts = np.bincount(clicks.owners, minlength=len(users))
+    ages = np.cumsum(counts)[clicks.owners] - np.arange(len(clicks.owners))  # 1 for a user's newest
+    kept = np.flatnonzero(ages <= config.max_clicks)
+    length = min(int(counts.max(initial=0)), config.max_clicks)
+    at = clicks.owners[kept], length - ages[kept]
     rows = np.zeros((len(users), length), dtype=np.int64)
     positions = np.full((len(users), length), -1, dtype=np.int64)
     weights = np.ones((len(users), length), dtype=np.float32)
-    for index, (user, (places, known)) in enumerate(zip(users, kept, strict=True)):
-        if not places:
-            continue
-        rows[index, -len(places) :] = known
-        positions[index, -len(places) :] = places
-        if len(user.weights) and config.weight_power:
-            weights[index, -len(places) :] = [user.weights[place] for place in places]
+    rows[at], positions[at] = clicks.rows[kept], clicks.positions[kept]
+    if config.weight_power:
+        for index, user in enumerate(users):
+            if len(user.weights):
+                own = positions[index] >= 0
+                weights[index, own] = [user.weights[position] for position in positions[index, own].tolist()]
     profile_rows, profile_numbers = encode_profiles([user.profile for user in users], vocabulary.profile_fields)
     batch = WindowBatch(
         rows=rows,
@@ -199,10 +203,27 @@ def _check_range(name: str, values: np.ndarray, most: int) -> None:
         raise InvalidInput(f"a value of WindowBatch.{name}", got=got, expected=f"from 0 to {most}")
 
 
-def _known_clicks(user: UserInput, item_rows: Mapping[str, int], max_clicks: int) -> tuple[list[int], list[int]]:
-    rows: list[int | None] = [*map(item_rows.get, user.item_ids)]
-    if not NEGATIVE_EVENT_TYPES.isdisjoint(user.event_types):
-        kinds = zip(rows, user.event_types, strict=True)
-        rows = [None if event_type in NEGATIVE_EVENT_TYPES else row for row, event_type in kinds]
-    known = [(place, row) for place, row in enumerate(rows) if row is not None][-max_clicks:]
-    return [place for place, _ in known], [row for _, row in known]
+@dataclass(frozen=True, slots=True)
+class _Clicks:
+    """Clicks of many users, one user's after the other's, each one's oldest first."""
+
+    rows: np.ndarray
+    owners: np.ndarray
+    """Which user's."""
+    positions: np.ndarray
+    """Where in the user's `item_ids`."""
+
+
+def _known_clicks(users: Sequence[UserInput], item_rows: Mapping[str, int]) -> _Clicks:
+    """Return the clicks that form interests: on known items, and not negative."""
+    lengths = [len(user.item_ids) for user in users]
+    ends = np.cumsum(lengths, dtype=np.int64)
+    item_ids = chain.from_iterable(user.item_ids for user in users)
+    rows = np.fromiter(map(item_rows.get, item_ids, repeat(0)), dtype=np.int64, count=sum(lengths))
+    for user, length, end in zip(users, lengths, ends.tolist(), strict=True):
+        if not NEGATIVE_EVENT_TYPES.isdisjoint(user.event_types):
+            is_negative = [event_type in NEGATIVE_EVENT_TYPES for event_type in user.event_types]
+            rows[end - length : end][is_negative] = 0
+    known = np.flatnonzero(rows)
+    owners = np.repeat(np.arange(len(users)), lengths)[known]
+    return _Clicks(rows[known], owners, known - (ends - lengths)[owners])

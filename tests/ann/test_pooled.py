@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from engine.ann.exact import ExactIndex
 from engine.ann.live import LiveIndex
 from engine.ann.pooled import Found, PooledSearch
 from engine.ann.pools import CandidatePools
+from engine.ann.products import inner_products
 from engine.errors import DimensionMismatch
 from tests.ann.vectors import make_vectors
 
@@ -33,6 +35,19 @@ class CountingIndex(ExactIndex):
         return super().candidates(interests, k)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What was found, with the scores that make lists of it."""
+
+    rows: np.ndarray
+    each: np.ndarray
+    searched: np.ndarray
+
+    @classmethod
+    def of(cls, found: Found, index: LiveIndex, vectors: np.ndarray, used: np.ndarray) -> Self:
+        return cls(found.rows, inner_products(index.vectors, vectors, used, found.rows), found.searched)
+
+
 class Searching:
     """A pooled search over exact search."""
 
@@ -42,9 +57,10 @@ class Searching:
         pools = CandidatePools(users=users, interests=INTERESTS, dimensions=DIMENSIONS, width=WIDTH)
         self.search = PooledSearch(self.index, pools, bound=bound)
 
-    def find(self, vectors: np.ndarray, *, mask: Any = None, users: Any = None) -> Found:
+    def find(self, vectors: np.ndarray, *, mask: Any = None, users: Any = None) -> Scored:
         used = np.ones(vectors.shape[:2], dtype=np.bool_) if mask is None else np.array(mask)
-        return self.search.find(users or [f"u{at}" for at in range(len(vectors))], vectors, used)
+        found = self.search.find(users or [f"u{at}" for at in range(len(vectors))], vectors, used)
+        return Scored.of(found, self.index, vectors, used)
 
 
 def interests(users: int, *, seed: int = 1) -> np.ndarray:
@@ -58,10 +74,11 @@ def moved(vectors: np.ndarray, share: float) -> np.ndarray:
     return (vectors + steps).astype(np.float32)
 
 
-def best_of(found: Found, user: int) -> dict[int, tuple[float, int]]:
+def best_of(found: Scored, user: int) -> dict[int, tuple[float, int]]:
     """Return score and interest of each item that was found for a user."""
     kept = found.rows[user] >= 0
-    pairs = zip(found.scores[user][kept].tolist(), found.slots[user][kept].tolist(), strict=True)
+    each = found.each[user][:, kept]
+    pairs = zip(each.max(axis=0).tolist(), each.argmax(axis=0).tolist(), strict=True)
     return dict(zip(found.rows[user][kept].tolist(), pairs, strict=True))
 
 
@@ -141,7 +158,7 @@ def cuts_above_what_was_found(searching: Searching, vectors: np.ndarray, *, lift
     return cuts.astype(np.float32)
 
 
-@pytest.mark.parametrize(("lift", "searches"), [(0.4, True), (0.6, False)])  # the bound of .25 fears a half
+@pytest.mark.parametrize(("lift", "searches"), [(0.4, True), (0.6, False)])  # a bound of .25 fears .44
 def test_interest_that_moved_searches_only_where_the_movement_could_lift_an_item_into_the_list(
     lift: float, searches: bool
 ) -> None:
@@ -278,7 +295,7 @@ def test_interest_that_is_not_finite_finds_nothing_and_spoils_nothing() -> None:
     found = searching.find(broken)
 
     assert best_of(found, 0) == sound
-    assert np.isfinite(found.scores[1][found.rows[1] >= 0]).all()
+    assert np.isfinite(found.each[1][1:, found.rows[1] >= 0]).all()
     assert not found.searched.any()
 
 
@@ -288,12 +305,13 @@ def test_interests_of_another_dimension_are_refused() -> None:
 
 
 def test_equal_vectors_have_equal_scores_wherever_they_stand() -> None:
-    vectors = np.repeat(make_vectors(1, DIMENSIONS, seed=4), ITEMS, axis=0)
-    index = LiveIndex(ExactIndex(vectors), build=ExactIndex, rebuild_at=10**6)
+    items = np.repeat(make_vectors(1, DIMENSIONS, seed=4), ITEMS, axis=0)
+    index = LiveIndex(ExactIndex(items), build=ExactIndex, rebuild_at=10**6)
     search = PooledSearch(
         index, CandidatePools(users=4, interests=INTERESTS, dimensions=DIMENSIONS, width=33), bound=0.3
     )
 
-    found = search.find(["a", "b"], interests(2), np.ones((2, INTERESTS), dtype=np.bool_))
+    vectors, used = interests(2), np.ones((2, INTERESTS), dtype=np.bool_)
+    found = Scored.of(search.find(["a", "b"], vectors, used), index, vectors, used)
 
     assert [len({score for score, _ in best_of(found, user).values()}) for user in range(2)] == [1, 1]

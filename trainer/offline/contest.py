@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from engine.recall import ListLimits
+from engine.merge import ListLimits
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Progress
 from trainer.offline.baselines import ItemCf, Popular, UserCf

@@ -16,10 +16,10 @@ import numpy as np
 
 from engine.ann.exact import ExactIndex
 from engine.ann.index import NO_ROW, best_first
-from engine.ann.pooled import score_all
+from engine.ann.products import inner_products
 from engine.errors import UnusableInterests
-from engine.item_rows import ItemRows
-from engine.recall import Candidates, ListLimits, in_use_first, merge_many
+from engine.item_rows import FlatRows, ItemRows
+from engine.merge import Candidates, ListLimits, merge_many
 from trainer.offline.neural import InterestMethod
 from trainer.offline.search import TOP, Answers, OnDone, flat_histories
 from trainer.offline.sets import Question
@@ -66,28 +66,28 @@ def recall_lists(
         raise UnusableInterests(f"({method.name}, being evaluated)", users=bad, of=len(questions))
     index = ExactIndex(method.item_vectors, rows=np.flatnonzero(method.has_vector))
     items = ItemRows(["", *item_ids])  # padding stands in row 0 here, and is never found
-    row_of = {item: row for row, item in enumerate(item_ids, start=1)}
     unavailable = np.zeros(len(items), dtype=np.bool_)
     kept, excluded, served = (np.zeros((len(questions), TOP), dtype=np.int64) for _ in range(3))
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         part = slice(start, start + QUESTIONS_AT_ONCE)
         found = _candidates(index, vectors[part], used[part], questions[part])
-        kept[part] = _best(found.scores, found.rows)
-        scores = _without_histories(found, questions[part])
+        scores = found.best()
+        kept[part] = _best(scores, found.rows)
+        scores[_is_of_history(found.rows, questions[part])] = -np.inf
         excluded[part] = _best(scores, found.rows)
+        histories = [question.history for question in questions[part]]
         lists = merge_many(
-            Candidates(found.rows, scores, found.slots, found.each),
-            [np.flatnonzero(own).tolist() for own in used[part]],
-            items=items,
+            found,
+            used[part],
+            ranks=items.ranks,
             unavailable=unavailable,
-            seen=[()] * len(found.rows),
+            seen=FlatRows.of(np.concatenate(histories), [len(history) for history in histories]),
             limits=limits,
-            claims=[own[in_use].tolist() for own, in_use in zip(claims[part], used[part], strict=True)],
+            claims=claims[part],
         )
-        for place, ranked in enumerate(lists, start=start):
-            served[place, : len(ranked)] = [row_of[item.item_id] for item in ranked]
+        served[part, : limits.size] = np.maximum(lists.rows, 0)
         if on_done is not None:
-            on_done(start + len(lists), len(questions))
+            on_done(start + len(found.rows), len(questions))
     return Recalled(Answers(kept, excluded), served, vectors, used)
 
 
@@ -99,19 +99,16 @@ def _candidates(index: ExactIndex, vectors: np.ndarray, used: np.ndarray, questi
     rows[used] = index.candidates(vectors[used], depth)
     rows = np.sort(rows.reshape(len(used), -1), axis=1)
     rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = NO_ROW
-    scores, best, each = score_all(index.vectors, vectors, used, rows)
-    places = np.maximum(np.cumsum(used, axis=1) - 1, 0)  # a slot is counted among those in use
-    return Candidates(rows, scores, np.take_along_axis(places, best, axis=1), in_use_first(each, used))
+    return Candidates(rows, inner_products(index.vectors, vectors, used, rows))
 
 
-def _without_histories(found: Candidates, questions: Sequence[Question]) -> np.ndarray:
-    """Return the scores with -inf at the items of each question's history."""
+def _is_of_history(found: np.ndarray, questions: Sequence[Question]) -> np.ndarray:
+    """Return (B, M) bool, True at the items in (B, M) *found* that are in the question's history."""
     places, rows = flat_histories(questions)
-    width = 1 + max(int(found.rows.max(initial=0)), int(rows.max(initial=0)))
-    asked = np.arange(len(questions))[:, None] * width + found.rows
-    is_seen = np.isin(asked, places * width + rows) & (found.rows != NO_ROW)
-    scores: np.ndarray = np.where(is_seen, -np.inf, found.scores).astype(np.float32)
-    return scores
+    width = 1 + max(int(found.max(initial=0)), int(rows.max(initial=0)))
+    asked = np.arange(len(questions))[:, None] * width + found
+    is_of_history: np.ndarray = np.isin(asked, places * width + rows) & (found != NO_ROW)
+    return is_of_history
 
 
 def _best(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from engine.errors import ConfigError
-from engine.recall import ListLimits
+from engine.merge import ListLimits
 from engine.settings import Settings
 from trainer.interrupt import Interrupts
 from trainer.offline.cold import withhold

@@ -11,8 +11,8 @@ import torch
 
 from engine.errors import ConfigError
 from engine.events import ItemEvent
+from engine.merge import ListLimits
 from engine.model import MindConfig
-from engine.recall import ListLimits
 from tests.trainer.log_builders import make_log
 from tests.trainer.offline.builders import ask, make_part, make_set
 from trainer.offline.arrays import training_arrays, user_inputs

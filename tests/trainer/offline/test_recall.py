@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import UnusableInterests
 from engine.item_rows import ItemRows
-from engine.recall import ListLimits, merge
+from engine.merge import ListLimits, merge
 from tests.trainer.offline.builders import ask
 from trainer.offline import recall
 from trainer.offline.neural import InterestMethod
