@@ -180,20 +180,6 @@ def merge(
     return named.ranked(items)[0]
 
 
-def warm_up() -> None:
-    """Have what is compiled here compiled, a second or two, so that no user waits for it."""
-    row = np.zeros((1, 1), dtype=np.int64)
-    found, one = Candidates(row, np.ones((1, 1, 1), dtype=np.float32)), np.ones((1, 1), dtype=np.bool_)
-    merge_many(
-        found,
-        one,
-        ranks=np.zeros(1, dtype=np.uint64),
-        unavailable=np.zeros(1, dtype=np.bool_),
-        seen=FlatRows.of(np.zeros(0, dtype=np.int64), [0]),
-        limits=ListLimits(size=1, floor=0.1, cap=0.9),
-    ).cuts(1)
-
-
 def merge_many(
     found: Candidates,
     in_use: NDArray[np.bool_],

@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import numpy as np
 
 from engine import metrics
+from engine.ann.exact import ExactIndex
+from engine.ann.live import LiveIndex
 from engine.ann.negative import push_down
 from engine.ann.pooled import Found, PooledSearch
 from engine.ann.pools import CandidatePools
@@ -97,6 +100,7 @@ class Recaller:
             interests: K, the most interests of a user.
             keeps_pools: remember what users found, and audit; for whoever meets the same users again.
         """
+        _compile_loops()  # in the thread that loads a version, while no user waits
         self._settings, self._served, self._interests = settings, served, interests
         self._keeps_pools = keeps_pools and settings.pool_mb > 0
         self._limits = ListLimits.of(settings)
@@ -133,7 +137,7 @@ class Recaller:
         self._search.forget(user)
 
     def _recall(self, names: Sequence[str], users: _Users) -> list[list[RankedItem]]:
-        found = self._search.find(names, users.vectors, users.mask)
+        found = self._search.find(names, users.vectors, users.mask, users.seen)
         self.searched += int(found.searched.sum())
         lists: list[list[RankedItem]] = []
         for start in range(0, len(names), _USERS_AT_ONCE):
@@ -219,3 +223,23 @@ class Recaller:
             users = max(1, self._settings.pool_mb * MEGABYTE // each)
         pools = CandidatePools(users=users, interests=self._interests, dimensions=index.dimensions, width=width)
         return PooledSearch(index, pools, bound=self._settings.pool_bound if self._keeps_pools else 0.0)
+
+
+@cache
+def _compile_loops() -> None:
+    """Have everything compiled that a list goes through, by making one of one item; takes a second or two, once."""
+    vectors, used = np.ones((1, 1, 1), dtype=np.float32), np.ones((1, 1), dtype=np.bool_)
+    seen = FlatRows.of(np.zeros(1, dtype=np.int64), [1])
+    index = LiveIndex(ExactIndex(vectors[0]), build=ExactIndex, rebuild_at=2)
+    search = PooledSearch(index, CandidatePools(users=1, interests=1, dimensions=1, width=1), bound=0.5)
+    search.find([""], vectors, used, seen)
+    search.note_cuts([""], np.full((1, 1), 1e9, dtype=np.float32))
+    rows = search.find([""], 3.0 * vectors, used, seen).rows
+    merge_many(
+        Candidates(rows, inner_products(index.vectors, vectors, used, rows)),
+        used,
+        ranks=np.zeros(1, dtype=np.uint64),
+        unavailable=np.zeros(1, dtype=np.bool_),
+        seen=seen,
+        limits=ListLimits(size=1, floor=0.1, cap=0.9),
+    ).cuts(1)

@@ -26,7 +26,6 @@ from engine.ann.hnsw import HnswIndex, private_folder
 from engine.ann.index import Rows, Vectors, top_places
 from engine.ann.live import Base, Build, with_room
 from engine.errors import IncompatibleVersion
-from engine.merge import warm_up
 from engine.model.device import choose_device, use_threads
 from engine.model.features import UserInput
 from engine.model.mind import InterestModel
@@ -137,7 +136,6 @@ def load_snapshot(
             index = _load_index(settings, version, vectors, queries, file)
             if queries is not None:
                 _ask_canaries(version, queries, index)
-                warm_up()
     return ServingSnapshot(
         model_version=version,
         activation=activation,

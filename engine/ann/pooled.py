@@ -1,16 +1,12 @@
 """Search only what moved: an interest near to where its user searched before scores what was found then.
 
-A click moves the interest that it belongs to, and the others little. The candidates of a user are all that the user's
-searches found, the last one of each interest, to be scored by every interest in use. Delta and removals of the live
-index count for those who don't search too. The index is searched by an interest for which none of these holds:
+A click moves the interest that it belongs to, and the others little. So only interests search for which what their user
+found before will not do (`engine/ann/reach.py`). The candidates of a user are then all that the user's searches found,
+the last one of each interest, to be scored by every interest in use. Delta and removals of the live index count for
+those who don't search too.
 
-1. It is nearer than a bound to something its user searched with before.
-2. What a search of before found reaches down so far that an item it left out would have to be lifted by more than a
-   movement from there to here lifts the items that lie in its direction.
-3. It is nearer than the bound to another interest that searches now.
-
-What is missed: items that came near while no interest moved by the bound at once, and those that the movement lifted
-more than others. The bound sets how many they are (benchmarks/README.md has the curve), and audits watch it
+What is missed: items that came near while no interest moved by the bound at once, and those that a movement lifted more
+than was feared. The bound sets how many they are (benchmarks/README.md has the curve), and audits watch it
 (`engine/recall_audit.py`).
 """
 
@@ -25,7 +21,9 @@ import numpy.typing as npt
 from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, score
 from engine.ann.live import LiveIndex, room_for
 from engine.ann.pools import CandidatePools, Places
+from engine.ann.reach import Pools, judge, typical_length
 from engine.compiled import compiled
+from engine.item_rows import FlatRows
 
 _MOST_ROUNDS = 2**31 - 1
 
@@ -53,7 +51,7 @@ class PooledSearch:
                 searched with; 0 for always.
         """
         self._index, self._pools, self.bound = index, pools, bound
-        self._generation, self._item_length = index.generation, _typical_length(index.vectors)
+        self._generation, self._item_length = index.generation, typical_length(index.vectors)
         self._met_in, self._rounds = np.zeros(0, dtype=np.int32), 0
 
     @property
@@ -69,13 +67,14 @@ class PooledSearch:
     def __len__(self) -> int:
         return len(self._pools)
 
-    def find(self, users: Sequence[str], interests: Vectors, mask: npt.NDArray[np.bool_]) -> Found:
+    def find(self, users: Sequence[str], interests: Vectors, mask: npt.NDArray[np.bool_], clicked: FlatRows) -> Found:
         """Return the candidates of each of *users*.
 
         Args:
             users: B keys, each once; at most as many as the pools hold.
             interests: (B, K, D) float32. One that isn't finite finds nothing.
             mask: (B, K) bool, True for interests in use.
+            clicked: B times the rows of items that the user clicked; -1 for none.
 
         Raises:
             DimensionMismatch: the interests have another D than the items.
@@ -83,14 +82,23 @@ class PooledSearch:
         if not self.bound or self._index.generation != self._generation:
             self._pools.clear()
         if self._index.generation != self._generation:
-            self._generation, self._item_length = self._index.generation, _typical_length(self._index.vectors)
+            self._generation, self._item_length = self._index.generation, typical_length(self._index.vectors)
         count, slots, dimensions = interests.shape
         queries, finite = check_interests(interests.reshape(count * slots, dimensions), self._index.dimensions)
         vectors, used = queries.reshape(interests.shape), mask & finite.reshape(mask.shape)
         places = self._pools.claim(users)
-        searched = self._must_search(vectors, used, places)
-        self._search(vectors, places, searched)
-        return Found(self._gather(vectors, places, used), searched)
+        verdict = judge(
+            vectors,
+            used,
+            Pools(self._pools.vectors[places], self._pools.least[places], self._pools.cuts[places]),
+            bound=self.bound,
+            items=self._index.vectors,
+            item_length=self._item_length,
+            clicked=clicked,
+        )
+        self._keep(places, verdict.relies_on)
+        self._search(vectors, places, verdict.searches)
+        return Found(self._gather(vectors, places, used), verdict.searches)
 
     def note_cuts(self, users: Sequence[str], cuts: Vectors) -> None:
         """Remember what an item had to score to be in the lists that were made of the last call's candidates.
@@ -105,24 +113,13 @@ class PooledSearch:
         """Forget what *user* searched with and found."""
         self._pools.forget(user)
 
-    def _must_search(self, vectors: Vectors, used: npt.NDArray[np.bool_], places: Places) -> npt.NDArray[np.bool_]:
-        """Return (B, K), True for interests in use that what their user found before won't do for."""
-        pools, lengths = self._pools, np.square(vectors).sum(axis=2)
-        held = pools.vectors[places]
-        near = self.bound**2 * lengths[:, :, None]
-        distances = _distances(vectors, lengths, held)  # (B, K, K), squared
-        lifts = self._least_cosine() * self._item_length * np.sqrt(distances)
-        does = (distances < near) | (pools.cuts[places][:, :, None] - pools.least[places][:, None, :] >= lifts)
-        does &= (np.square(held).sum(axis=2) > 0.0)[:, None, :]  # of an empty pool nothing does
-        searched: npt.NDArray[np.bool_] = used & ~does.any(axis=2)
-        beside = _distances(vectors, lengths, vectors) < near
-        for slot in range(1, searched.shape[1]):
-            searched[:, slot] &= ~(beside[:, slot, :slot] & searched[:, :slot]).any(axis=1)
-        return searched
-
-    def _least_cosine(self) -> float:
-        """Return the cosine that an item left out may have with a movement: 1 at a bound of 0, .44 at .25."""
-        return 1.0 / (1.0 + 5.0 * self.bound)
+    def _keep(self, places: Places, relies_on: Rows) -> None:
+        """Give every interest the pool that it relies on, before what it was another's is searched anew."""
+        users, slots = np.nonzero(relies_on != np.arange(relies_on.shape[1]))
+        if len(users):
+            at, kept, pools = places[users], relies_on[users, slots], self._pools
+            for part in (pools.vectors, pools.rows, pools.least):
+                part[at, slots] = part[at, kept]
 
     def _search(self, vectors: Vectors, places: Places, searched: npt.NDArray[np.bool_]) -> None:
         if not searched.any():
@@ -175,15 +172,3 @@ def _take_once(rows: npt.NDArray[np.int32], met_in: npt.NDArray[np.int32], round
                 count += 1
         widest = max(widest, count)
     return widest
-
-
-def _distances(vectors: Vectors, lengths: Vectors, others: Vectors) -> Vectors:
-    """Return (B, K, J) squared distances of (B, K, D) *vectors*, (B, K) *lengths* squared, from (B, J, D) *others*."""
-    products = vectors @ others.transpose(0, 2, 1)
-    distances: Vectors = lengths[:, :, None] + np.square(others).sum(axis=2)[:, None, :] - 2.0 * products
-    return np.maximum(distances, 0.0)  # rounding may leave less
-
-
-def _typical_length(items: Vectors) -> float:
-    """Return the root mean square of the (N, D) items' lengths; 0 of none."""
-    return float(np.sqrt(np.vecdot(items, items).mean())) if len(items) else 0.0

@@ -34,15 +34,16 @@ def inner_products(
         Minus infinity for interests not used, where there is no item, and where a product is not a number.
     """
     products = np.empty((*used.shape, rows.shape[1]), dtype=np.float32)
-    # Alike in kind wherever they come from: a kind of its own would be compiled, and perhaps summed, on its own.
-    _sum_products(_plain(items), _plain(vectors), _plain(used), _plain(rows), products)
+    # All of one kind: each other kind would be compiled, and perhaps summed, on its own.
+    _sum_products(plain(items), plain(vectors), plain(used), plain(rows), products)
     return products
 
 
-def _plain(values: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
-    plain = np.ascontiguousarray(values).view()
-    plain.flags.writeable = False
-    return plain
+def plain(values: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
+    """Return *values* to read from, as one array after the other."""
+    view = np.ascontiguousarray(values).view()
+    view.flags.writeable = False
+    return view
 
 
 @compiled_sum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from engine.ann.pooled import Found, PooledSearch
 from engine.ann.pools import CandidatePools
 from engine.ann.products import inner_products
 from engine.errors import DimensionMismatch
+from engine.item_rows import FlatRows
 from tests.ann.vectors import make_vectors
 
 ITEMS, DIMENSIONS, INTERESTS, WIDTH = 400, 16, 3, 30
@@ -57,9 +59,11 @@ class Searching:
         pools = CandidatePools(users=users, interests=INTERESTS, dimensions=DIMENSIONS, width=WIDTH)
         self.search = PooledSearch(self.index, pools, bound=bound)
 
-    def find(self, vectors: np.ndarray, *, mask: Any = None, users: Any = None) -> Scored:
+    def find(self, vectors: np.ndarray, *, mask: Any = None, users: Any = None, clicks: Sequence[int] = ()) -> Scored:
+        """Find for users of whom the first one clicked the rows *clicks*."""
         used = np.ones(vectors.shape[:2], dtype=np.bool_) if mask is None else np.array(mask)
-        found = self.search.find(users or [f"u{at}" for at in range(len(vectors))], vectors, used)
+        clicked = FlatRows.of(np.array(clicks, dtype=np.int64), [len(clicks), *[0] * (len(vectors) - 1)])
+        found = self.search.find(users or [f"u{at}" for at in range(len(vectors))], vectors, used, clicked)
         return Scored.of(found, self.index, vectors, used)
 
 
@@ -170,6 +174,21 @@ def test_interest_that_moved_searches_only_where_the_movement_could_lift_an_item
     found = searching.find(moved(vectors, 0.4))
 
     assert (found.searched == searches).all()
+
+
+def test_interest_in_anothers_place_takes_its_pool_along_before_that_one_searches() -> None:
+    searching, vectors = Searching(), interests(1)
+    searching.find(vectors)
+    now = vectors[:, [0, 0, 2]]
+    now[:, 0] = interests(1, seed=8)[:, 0]
+
+    found = searching.find(now)
+    again = searching.find(now)
+
+    assert found.searched.tolist() == [[True, False, False]]
+    assert not again.searched.any()
+    nearest = np.argsort(-(searching.base.vectors @ vectors[0, 0]))[:WIDTH]
+    assert set(nearest.tolist()) <= set(best_of(found, 0)) & set(best_of(again, 0))
 
 
 def test_who_comes_back_after_others_took_the_room_searches() -> None:
@@ -312,6 +331,8 @@ def test_equal_vectors_have_equal_scores_wherever_they_stand() -> None:
     )
 
     vectors, used = interests(2), np.ones((2, INTERESTS), dtype=np.bool_)
-    found = Scored.of(search.find(["a", "b"], vectors, used), index, vectors, used)
+    found = Scored.of(
+        search.find(["a", "b"], vectors, used, FlatRows.of(np.zeros(0, dtype=np.int64), [0, 0])), index, vectors, used
+    )
 
     assert [len({score for score, _ in best_of(found, user).values()}) for user in range(2)] == [1, 1]
