@@ -314,6 +314,7 @@ def _score_candidates(
     scores: NDArray[np.float32],
     interests: NDArray[np.int64],
 ) -> None:
+    """Write each candidate's best score, minus infinity for one left out, and whose it is; *is_left_out* is False."""
     for user in range(len(rows)):
         own = seen[starts[user] : starts[user + 1]]
         for row in own:
@@ -341,15 +342,15 @@ def _hold_back(
     most: int,
     is_beyond: NDArray[np.bool_],
 ) -> None:
-    """Make *is_beyond* True at the ranks that have *most* of their category before them; *of_category* is zero."""
+    """Make *is_beyond* True at candidates, best first, with *most* of their category before them; the counts are 0."""
     for user in range(len(order)):
-        for rank in range(counts[user]):
-            category = categories[rows[user, order[user, rank]]]
+        for at in range(counts[user]):
+            category = categories[rows[user, order[user, at]]]
             if category != NO_CATEGORY:
-                is_beyond[user, rank] = of_category[category] >= most
+                is_beyond[user, at] = of_category[category] >= most
                 of_category[category] += 1
-        for rank in range(counts[user]):
-            category = categories[rows[user, order[user, rank]]]
+        for at in range(counts[user]):
+            category = categories[rows[user, order[user, at]]]
             if category != NO_CATEGORY:
                 of_category[category] = 0
 
@@ -451,6 +452,7 @@ def _choose(
 def _find_cuts(
     scores: NDArray[np.float32], interests: NDArray[np.int64], counts: NDArray[np.int64], cuts: NDArray[np.float32]
 ) -> None:
+    """Write the lowest score of each interest in every list that is full."""
     for user in range(len(scores)):
         if counts[user] == scores.shape[1]:
             cuts[user] = scores[user, -1]

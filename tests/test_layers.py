@@ -41,7 +41,14 @@ ENGINE_CORE = {
 MAY_IMPORT = {
     "engine.model": {"engine.errors", "engine.durable", "engine.event_types", "engine.model"},
     "engine.compiled": set(),
-    "engine.ann": {"engine.compiled", "engine.errors", "engine.durable", "engine.metrics", "engine.ann"},
+    "engine.ann": {
+        "engine.compiled",
+        "engine.errors",
+        "engine.durable",
+        "engine.item_rows",
+        "engine.metrics",
+        "engine.ann",
+    },
     "engine.merge": {"engine.ann", "engine.compiled", "engine.item_rows", "engine.recall", "engine.settings"},
     "engine.store": LEAVES | {"engine.store"},
     "engine.log": LEAVES | {"engine.log"},
