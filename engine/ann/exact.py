@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from copy import copy
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +31,8 @@ from engine.ann.index import (
 
 _SCORES_AT_ONCE = 32_000_000
 """Scores held at a time: at most 128 MB."""
-_QUERIES_AT_ONCE, _WORTH_HOLDING = 128, 8_000_000
-"""Of few queries a matrix product is slower; more than so many, or so many scores, make it no faster on a CPU."""
-_HALVES_AT_ONCE = 48
-"""Few, so that what is made of them stays in the caches until it is selected from."""
+_QUERIES_AT_ONCE = 64
+"""On a CPU few, so that what is made of them stays in the caches until it is selected from."""
 _DEEPER = 1.25
 """In half precision so many times as many are found as are asked for, and the best of them by exact score taken."""
 
@@ -117,12 +116,10 @@ class ExactIndex:
     def _step(self) -> int:
         """Return how many queries are scored together."""
         most = max(1, _SCORES_AT_ONCE // self.size)
-        if self._items.is_cuda:
-            return most
-        return min(most, _HALVES_AT_ONCE if self.is_half else max(_QUERIES_AT_ONCE, _WORTH_HOLDING // self.size))
+        return most if self._items.is_cuda else min(most, _QUERIES_AT_ONCE)
 
     def _room(self, step: int, items: Tensor) -> Tensor:
-        """Return (step or more, N) of the items' kind, which each thread keeps where it is small.
+        """Return (step or more, N) of the items' kind, which each thread keeps on a CPU.
 
         It is written to again and again: memory that is new each time takes as long as what is done with it.
         """
@@ -130,7 +127,7 @@ class ExactIndex:
         if kept is not None and kept.dtype == items.dtype and len(kept) >= step:
             return kept
         room = torch.empty((step, len(items)), dtype=items.dtype, device=items.device)
-        if step <= _HALVES_AT_ONCE:
+        if not items.is_cuda:
             self._kept.room = room
         return room
 
@@ -182,63 +179,67 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Do what `_top` does, which takes three times as long on a hundred thousand scores."""
-    maxima, chosen_blocks, places = _best_blocks(scores, k)
-    chosen = torch.gather(scores, 1, places)
-    best, at = torch.topk(chosen, k, dim=1, sorted=False)
-    last = best.amin(dim=1, keepdim=True)
-    inside, outside = (chosen >= last).sum(dim=1), (maxima >= last).sum(dim=1)
-    reaching = (torch.gather(maxima, 1, chosen_blocks) >= last).sum(dim=1)
-    return torch.gather(places, 1, at), (inside > k) | (outside > reaching)
-
-
-def _best_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the (Q, blocks) maxima, the (Q, k) blocks with the greatest, and the places of all scores in these.
-
-    The k greatest scores lie in the k blocks with the greatest maxima, or behind the last block.
-    """
-    queries, count = scores.shape
-    blocks = count // BLOCK
-    whole = blocks * BLOCK
-    # A block is what stands `blocks` apart: then the maxima are taken of whole stretches of memory.
-    maxima = scores[:, :whole].view(queries, BLOCK, blocks).amax(dim=1)
-    chosen_blocks = torch.topk(maxima, k, dim=1, sorted=False).indices
-    places = (chosen_blocks[:, None, :] + torch.arange(0, whole, blocks)[:, None]).view(queries, -1)
-    places = torch.cat([places, torch.arange(whole, count).expand(queries, count - whole)], dim=1)
-    return maxima, chosen_blocks, places
+    """Do what `_top` does, which takes several times as long on a hundred thousand scores."""
+    maxima, blocks, places, chosen = _best_blocks(scores.numpy(), k)
+    best = _places_of_greatest(chosen, k)
+    last = np.take_along_axis(chosen, best, axis=1).min(axis=1, keepdims=True)
+    inside, outside = (chosen >= last).sum(axis=1), (maxima >= last).sum(axis=1)
+    reaching = (np.take_along_axis(maxima, blocks, axis=1) >= last).sum(axis=1)
+    crowded = (inside > k) | (outside > reaching)
+    return torch.from_numpy(np.take_along_axis(places, best, axis=1)), torch.from_numpy(crowded)
 
 
 def _greatest_halves(scores: Tensor, k: int) -> Tensor:
     """Return the (Q, k) places of the greatest of (Q, n) bfloat16 *scores*, in no order; of equal ones any.
 
-    The bits of positive floats are in order as whole numbers, and beside their places sort as one number.
+    The bits of positive floats are in order as whole numbers, which are compared several times as fast.
     """
     if not _has_many_blocks(scores, k):
         return torch.topk(scores, k, dim=1, sorted=False).indices
-    bits = scores.view(torch.int16).numpy()
-    queries, count = bits.shape
-    blocks = count // BLOCK
-    whole = blocks * BLOCK
-    chosen = _places_of_greatest(bits[:, :whole].reshape(queries, BLOCK, blocks).max(axis=1), k)
-    places = (np.arange(0, whole, blocks)[:, None] + chosen[:, None, :]).reshape(queries, -1)
-    if whole < count:
-        places = np.concatenate([places, np.broadcast_to(np.arange(whole, count), (queries, count - whole))], axis=1)
-    values = bits.ravel().take(places + count * np.arange(queries)[:, None])
-    best = _places_of_greatest(values, k)
+    _, _, places, chosen = _best_blocks(scores.view(torch.int16).numpy(), k)
+    best = _places_of_greatest(chosen, k)
     found = torch.from_numpy(np.take_along_axis(places, best, axis=1))
-    least = np.take_along_axis(values, best, axis=1).min(axis=1)
+    least = np.take_along_axis(chosen, best, axis=1).min(axis=1)
     for query in np.flatnonzero(least <= 0).tolist():  # the bits of negative ones fall
         found[query] = torch.topk(scores[query], k, sorted=False).indices
     return found
 
 
-def _places_of_greatest(bits: npt.NDArray[np.int16], k: int) -> Rows:
-    """Return the (Q, k) places of the greatest of each row of (Q, n) *bits*, in no order; of equal ones any."""
-    count = bits.shape[1]
-    is_narrow = count <= 2**16  # and sorted in half the time
-    keys: npt.NDArray[np.signedinteger] = bits.astype(np.int32 if is_narrow else np.int64)
+def _best_blocks(values: npt.NDArray[Any], k: int) -> tuple[npt.NDArray[Any], Rows, Rows, npt.NDArray[Any]]:
+    """Return the (Q, blocks) maxima, the (Q, k) blocks with the greatest, and places and values of all in these.
+
+    The k greatest values lie in the k blocks with the greatest maxima, or behind the last block.
+    """
+    queries, count = values.shape
+    blocks = count // BLOCK
+    whole = blocks * BLOCK
+    # A block is what stands `blocks` apart: then the maxima are taken of whole stretches of memory.
+    maxima = values[:, :whole].reshape(queries, BLOCK, blocks).max(axis=1)
+    chosen = _places_of_greatest(maxima, k)
+    places = (np.arange(0, whole, blocks)[:, None] + chosen[:, None, :]).reshape(queries, -1)
+    if whole < count:
+        places = np.concatenate([places, np.broadcast_to(np.arange(whole, count), (queries, count - whole))], axis=1)
+    return maxima, chosen, places, values.ravel().take(places + count * np.arange(queries)[:, None])
+
+
+def _places_of_greatest(values: npt.NDArray[Any], k: int) -> Rows:
+    """Return the (Q, k) places of the greatest of each row of (Q, n) *values*, in no order; of equal ones any.
+
+    Numbers that hold a value's bits and its place are sorted many times as fast as places by values.
+    """
+    count = values.shape[1]
+    is_narrow = values.dtype == np.int16 and count <= 2**16  # and sorted in half the time
+    keys: npt.NDArray[np.signedinteger] = _rising(values).astype(np.int32 if is_narrow else np.int64)
     keys <<= 16 if is_narrow else 32
     keys |= np.arange(count, dtype=keys.dtype)
     keys.partition(count - k, axis=1)
     places: Rows = (keys[:, count - k :] & (2**16 - 1 if is_narrow else 2**32 - 1)).astype(np.int64)
     return places
+
+
+def _rising(values: npt.NDArray[Any]) -> npt.NDArray[np.signedinteger]:
+    """Return whole numbers in the order of float32 *values*; whole numbers as they are."""
+    if values.dtype != np.float32:
+        return values
+    bits = values.view(np.int32)
+    return bits ^ (bits >> 31 & 0x7FFFFFFF)  # the bits of negative ones fall

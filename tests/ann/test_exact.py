@@ -50,7 +50,6 @@ def test_a_part_of_the_queries_at_a_time_finds_the_same(items: int, monkeypatch:
     together = index.search(interests, 20)
 
     monkeypatch.setattr(exact, "_QUERIES_AT_ONCE", 32)
-    monkeypatch.setattr(exact, "_WORTH_HOLDING", 1)
     in_parts = index.search(interests, 20)
 
     assert in_parts[0].tolist() == together[0].tolist()
