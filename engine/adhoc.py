@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.ann.index import rank, top_places
+from engine.ann.index import rank
+from engine.ann.selection import top_places
 from engine.events import ClickEvent
 from engine.merge import ListLimits, merge
 from engine.microbatch import Behavior, ListMaker

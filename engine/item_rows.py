@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_ROW = -1
+"""Stands where there is no item; its score is minus infinity."""
 RANKS = 2**32
 """Ranks of item ids are below this: they are the low half of a sort key."""
 APART, LEAST_REACH = 1_024, 32

@@ -25,9 +25,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ann.index import NO_ROW
 from engine.compiled import compiled
-from engine.item_rows import FlatRows, ItemRows
+from engine.item_rows import NO_ROW, FlatRows, ItemRows
 from engine.recall import RankedItem
 from engine.settings import Settings
 

@@ -51,7 +51,7 @@ class Wishes:
     negative: Collection[str] = ()
     """The user turned them down."""
     clicked: Collection[str] = ()
-    """The user clicked them, and did not turn them down; needed beside negative ones alone."""
+    """The user clicked them, and did not turn them down; needed beside negative ones, or where they may be listed."""
 
     @classmethod
     def of(cls, window: BehaviorWindow, standing: Sequence[ClickEvent], *, exclude_seen: bool) -> Self:
@@ -62,7 +62,7 @@ class Wishes:
         unwanted = {click.item_id for click in window.clicks if exclude_seen or click.is_negative}
         if exclude_seen:
             unwanted.update(window.seen)
-        if NEGATIVE_EVENT_TYPES.isdisjoint([click.event_type for click in standing]):
+        if exclude_seen and NEGATIVE_EVENT_TYPES.isdisjoint([click.event_type for click in standing]):
             return cls(unwanted)
         negative = {click.item_id for click in standing if click.is_negative}
         return cls(unwanted, negative, {click.item_id for click in standing} - negative)
@@ -81,11 +81,14 @@ class _Users:
     wishes: Sequence[Wishes]
     seen: FlatRows
     """B times the rows that stay out."""
+    clicked: FlatRows
+    """B times the rows that the user clicked."""
 
     def part(self, first: int, end: int) -> _Users:
         """Return those from *first* to before *end*."""
         at = slice(first, end)
-        return _Users(self.vectors[at], self.mask[at], self.claims[at], self.wishes[at], self.seen.part(first, end))
+        seen, clicked = self.seen.part(first, end), self.clicked.part(first, end)
+        return _Users(self.vectors[at], self.mask[at], self.claims[at], self.wishes[at], seen, clicked)
 
 
 class Recaller:
@@ -125,8 +128,10 @@ class Recaller:
         lists: list[list[RankedItem]] = []
         self.searched = 0
         # Before the searches: what the model just looked up of the same items is still at hand.
-        seen = self._served.rows.flat_rows([one.unwanted for one in wishes])
-        every = _Users(interests.vectors, interests.mask, interests.claims, wishes, seen)
+        seen = clicked = self._served.rows.flat_rows([one.unwanted for one in wishes])
+        if any(one.clicked for one in wishes):
+            clicked = self._served.rows.flat_rows([one.clicked or one.unwanted for one in wishes])
+        every = _Users(interests.vectors, interests.mask, interests.claims, wishes, seen, clicked)
         for start in range(0, len(users), self._search.users):
             end = min(start + self._search.users, len(users))
             lists += self._recall(users[start:end], every.part(start, end))
@@ -137,7 +142,7 @@ class Recaller:
         self._search.forget(user)
 
     def _recall(self, names: Sequence[str], users: _Users) -> list[list[RankedItem]]:
-        found = self._search.find(names, users.vectors, users.mask, users.seen)
+        found = self._search.find(names, users.vectors, users.mask, users.clicked)
         self.searched += int(found.searched.sum())
         lists: list[list[RankedItem]] = []
         for start in range(0, len(names), _USERS_AT_ONCE):

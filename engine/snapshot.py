@@ -23,8 +23,9 @@ from engine.ann import ItemIndex
 from engine.ann.calibration import backend_of, choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex, private_folder
-from engine.ann.index import Rows, Vectors, top_places
+from engine.ann.index import Rows, Vectors
 from engine.ann.live import Base, Build, with_room
+from engine.ann.selection import top_places
 from engine.errors import IncompatibleVersion
 from engine.model.device import choose_device, use_threads
 from engine.model.features import UserInput

@@ -15,6 +15,8 @@ from engine.recall import RankedItem
 from engine.recaller import AUDIT_EVERY, Recaller, Wishes
 from engine.served_items import ServedItems
 from engine.settings import Settings
+from engine.window import BehaviorWindow
+from tests.builders import make_click
 from tests.test_served_items import ITEM_IDS, Shop
 
 K, D = 2, 16
@@ -220,3 +222,27 @@ def test_catalog_without_items_gives_empty_lists(shop: Shop) -> None:
     shop.tell(*(ItemEvent(item_id=each, removed=True) for each in ITEM_IDS))
 
     assert Recalling(shop).recall(interests(2)) == [[], []]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_a_click_on_something_new_has_its_interest_search_whether_or_not_clicked_items_are_listed(
+    shop: Shop, exclude_seen: bool
+) -> None:
+    vectors, used = interests(1), [[True, False]]
+    served = Recalling(shop).served
+    items = served.index.vectors
+    scores = items @ vectors[0, 0]
+    row = int(np.argsort(-scores)[125])  # just below what is found
+    now = vectors.copy()
+    now[0, 0] += items[row] * (np.sort(scores)[-5] + 0.1 - scores[row]) / np.square(items[row]).sum()
+    click = make_click(item_id=str(served.rows.item_ids[row]))
+    told = Wishes.of(BehaviorWindow((click,)), [click], exclude_seen=exclude_seen)
+
+    searched = []
+    for wishes in (Wishes(()), told):
+        recalling = Recalling(shop, list_size=5, index_ef=120, window_max_clicks=5)
+        recalling.recall(vectors, mask=used)
+        recalling.recall(now, mask=used, wishes=wishes)
+        searched.append(recalling.recaller.searched)
+
+    assert searched == [0, 1]

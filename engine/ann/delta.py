@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from engine.ann.index import Rows, Vectors, top_places
+from engine.ann.index import Rows, Vectors
+from engine.ann.selection import top_places
 
 NO_PLACE = -1
 LEAST_ROOM = 64

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import threading
 from copy import copy
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,6 @@ import torch
 from torch import Tensor
 
 from engine.ann.index import (
-    BLOCK,
-    NO_ROW,
     Rows,
     Vectors,
     check_interests,
@@ -28,11 +25,15 @@ from engine.ann.index import (
     own_rows,
     rank,
 )
+from engine.ann.selection import best_blocks, has_many_blocks, top_places
+from engine.item_rows import NO_ROW
 
 _SCORES_AT_ONCE = 32_000_000
 """Scores held at a time: at most 128 MB."""
 _QUERIES_AT_ONCE = 64
 """On a CPU few, so that what is made of them stays in the caches until it is selected from."""
+_MOST_KEPT_BYTES = 2**25
+"""What a thread keeps of memory for scores: those of 64 queries for 131,000 items, twice as many in half precision."""
 _DEEPER = 1.25
 """In half precision so many times as many are found as are asked for, and the best of them by exact score taken."""
 
@@ -116,10 +117,16 @@ class ExactIndex:
     def _step(self) -> int:
         """Return how many queries are scored together."""
         most = max(1, _SCORES_AT_ONCE // self.size)
-        return most if self._items.is_cuda else min(most, _QUERIES_AT_ONCE)
+        if self._items.is_cuda:
+            return most
+        return min(most, _QUERIES_AT_ONCE, max(_QUERIES_AT_ONCE // 2, self._kept_queries()))
+
+    def _kept_queries(self) -> int:
+        """Return for how many queries a thread keeps the memory of the scores."""
+        return _MOST_KEPT_BYTES // (self.size * (2 if self.is_half else 4))
 
     def _room(self, step: int, items: Tensor) -> Tensor:
-        """Return (step or more, N) of the items' kind, which each thread keeps on a CPU.
+        """Return (step or more, N) of the items' kind, which each thread keeps on a CPU where that is little.
 
         It is written to again and again: memory that is new each time takes as long as what is done with it.
         """
@@ -127,7 +134,7 @@ class ExactIndex:
         if kept is not None and kept.dtype == items.dtype and len(kept) >= step:
             return kept
         room = torch.empty((step, len(items)), dtype=items.dtype, device=items.device)
-        if not items.is_cuda:
+        if not items.is_cuda and step <= self._kept_queries():
             self._kept.room = room
         return room
 
@@ -165,23 +172,19 @@ def greatest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Where more than k are as great as the last of them, which are returned is left open.
     """
-    return (_top_of_blocks if _has_many_blocks(scores, k) else _top)(scores, k)
-
-
-def _has_many_blocks(scores: Tensor, k: int) -> bool:
-    # Looking at blocks first is faster where there are many; a GPU is fast enough, and has its own way.
-    return scores.device.type == "cpu" and scores.shape[1] // BLOCK > 2 * k
-
-
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if _is_for_blocks(scores, k):
+        return _top_of_blocks(scores, k)
     best, places = torch.topk(scores, k, dim=1, sorted=False)
     return places, (scores >= best.amin(dim=1, keepdim=True)).sum(dim=1) > k
 
 
+def _is_for_blocks(scores: Tensor, k: int) -> bool:
+    return scores.device.type == "cpu" and has_many_blocks(scores.shape[1], k)  # a GPU is fast enough without
+
+
 def _top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Do what `_top` does, which takes several times as long on a hundred thousand scores."""
-    maxima, blocks, places, chosen = _best_blocks(scores.numpy(), k)
-    best = _places_of_greatest(chosen, k)
+    maxima, blocks, places, chosen = best_blocks(scores.numpy(), k)
+    best = top_places(chosen, k)
     last = np.take_along_axis(chosen, best, axis=1).min(axis=1, keepdims=True)
     inside, outside = (chosen >= last).sum(axis=1), (maxima >= last).sum(axis=1)
     reaching = (np.take_along_axis(maxima, blocks, axis=1) >= last).sum(axis=1)
@@ -194,52 +197,12 @@ def _greatest_halves(scores: Tensor, k: int) -> Tensor:
 
     The bits of positive floats are in order as whole numbers, which are compared several times as fast.
     """
-    if not _has_many_blocks(scores, k):
+    if not _is_for_blocks(scores, k):
         return torch.topk(scores, k, dim=1, sorted=False).indices
-    _, _, places, chosen = _best_blocks(scores.view(torch.int16).numpy(), k)
-    best = _places_of_greatest(chosen, k)
-    found = torch.from_numpy(np.take_along_axis(places, best, axis=1))
-    least = np.take_along_axis(chosen, best, axis=1).min(axis=1)
+    bits = scores.view(torch.int16).numpy()
+    places = top_places(bits, k)
+    found = torch.from_numpy(places)
+    least = np.take_along_axis(bits, places, axis=1).min(axis=1)
     for query in np.flatnonzero(least <= 0).tolist():  # the bits of negative ones fall
         found[query] = torch.topk(scores[query], k, sorted=False).indices
     return found
-
-
-def _best_blocks(values: npt.NDArray[Any], k: int) -> tuple[npt.NDArray[Any], Rows, Rows, npt.NDArray[Any]]:
-    """Return the (Q, blocks) maxima, the (Q, k) blocks with the greatest, and places and values of all in these.
-
-    The k greatest values lie in the k blocks with the greatest maxima, or behind the last block.
-    """
-    queries, count = values.shape
-    blocks = count // BLOCK
-    whole = blocks * BLOCK
-    # A block is what stands `blocks` apart: then the maxima are taken of whole stretches of memory.
-    maxima = values[:, :whole].reshape(queries, BLOCK, blocks).max(axis=1)
-    chosen = _places_of_greatest(maxima, k)
-    places = (np.arange(0, whole, blocks)[:, None] + chosen[:, None, :]).reshape(queries, -1)
-    if whole < count:
-        places = np.concatenate([places, np.broadcast_to(np.arange(whole, count), (queries, count - whole))], axis=1)
-    return maxima, chosen, places, values.ravel().take(places + count * np.arange(queries)[:, None])
-
-
-def _places_of_greatest(values: npt.NDArray[Any], k: int) -> Rows:
-    """Return the (Q, k) places of the greatest of each row of (Q, n) *values*, in no order; of equal ones any.
-
-    Numbers that hold a value's bits and its place are sorted many times as fast as places by values.
-    """
-    count = values.shape[1]
-    is_narrow = values.dtype == np.int16 and count <= 2**16  # and sorted in half the time
-    keys: npt.NDArray[np.signedinteger] = _rising(values).astype(np.int32 if is_narrow else np.int64)
-    keys <<= 16 if is_narrow else 32
-    keys |= np.arange(count, dtype=keys.dtype)
-    keys.partition(count - k, axis=1)
-    places: Rows = (keys[:, count - k :] & (2**16 - 1 if is_narrow else 2**32 - 1)).astype(np.int64)
-    return places
-
-
-def _rising(values: npt.NDArray[Any]) -> npt.NDArray[np.signedinteger]:
-    """Return whole numbers in the order of float32 *values*; whole numbers as they are."""
-    if values.dtype != np.float32:
-        return values
-    bits = values.view(np.int32)
-    return bits ^ (bits >> 31 & 0x7FFFFFFF)  # the bits of negative ones fall

@@ -31,7 +31,6 @@ import numpy.typing as npt
 
 from engine.ann import check
 from engine.ann.index import (
-    NO_ROW,
     OwnRows,
     Rows,
     Vectors,
@@ -43,6 +42,7 @@ from engine.ann.index import (
 )
 from engine.durable import sync
 from engine.errors import DamagedIndex
+from engine.item_rows import NO_ROW
 
 M = 16
 """Neighbors of an item on the upper levels, twice as many on the lowest."""

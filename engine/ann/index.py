@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from engine.ann.products import inner_products
 from engine.errors import DimensionMismatch, ItemIndexError
+from engine.item_rows import NO_ROW
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -22,10 +23,6 @@ OwnRows = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
 
 _SIGN, _LOW_HALF = np.uint32(1 << 31), np.uint64(2**32 - 1)
-NO_ROW = -1
-"""Fills the places of an answer for which there is no item; its score is minus infinity."""
-BLOCK = 16
-"""Scores in a block, of which the greatest alone is looked at first."""
 
 
 class ItemIndex(Protocol):
@@ -122,28 +119,6 @@ def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
     """
     keys = np.sort(order_keys(scores, rows.astype(np.uint32)), axis=1)
     return _rows_of(keys), _scores_of(keys)
-
-
-def top_places(scores: Vectors, k: int) -> Rows:
-    """Return (Q, k) places of the *k* greatest of each row of (Q, n) *scores*, in no order; of equal ones any.
-
-    Of many scores only the blocks with the greatest maxima are partitioned: the k greatest lie in the first k of them.
-    A sixth of the time of a partition of 40,000. A block is what stands n / 16 apart, so that the maxima are taken of
-    whole stretches of memory.
-    """
-    count = scores.shape[1]
-    blocks = count // BLOCK
-    if blocks <= 2 * k:
-        return np.argpartition(scores, count - k, axis=1)[:, count - k :]
-    whole = blocks * BLOCK
-    maxima = scores[:, :whole].reshape(len(scores), BLOCK, blocks).max(axis=1)
-    chosen_blocks = np.argpartition(maxima, blocks - k, axis=1)[:, -k:]
-    places = (chosen_blocks[:, None, :] + np.arange(0, whole, blocks)[:, None]).reshape(len(scores), -1)
-    rest = np.broadcast_to(np.arange(whole, count), (len(scores), count - whole))
-    places = np.concatenate([places, rest], axis=1)
-    chosen = np.take_along_axis(scores, places, axis=1)
-    best = np.argpartition(chosen, chosen.shape[1] - k, axis=1)[:, -k:]
-    return np.take_along_axis(places, best, axis=1)
 
 
 def score(vectors: Vectors, interests: Vectors, rows: Rows) -> Vectors:

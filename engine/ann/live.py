@@ -26,7 +26,6 @@ import structlog
 from engine import metrics
 from engine.ann.delta import Delta
 from engine.ann.index import (
-    NO_ROW,
     ItemIndex,
     OwnRows,
     Rows,
@@ -34,9 +33,10 @@ from engine.ann.index import (
     check_interests,
     nothing_found,
     rank,
-    top_places,
 )
 from engine.ann.memory import give_back_memory
+from engine.ann.selection import top_places
+from engine.item_rows import NO_ROW
 
 SPARE = 8
 """The base is asked for so many more, and for more still, until what no longer counts shortens no answer."""

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.ann.index import NO_ROW, Rows, Vectors, check_interests, score
+from engine.ann.index import Rows, Vectors, check_interests, score
 from engine.ann.live import LiveIndex, room_for
 from engine.ann.pools import CandidatePools, Places
 from engine.ann.reach import Pools, judge, typical_length
 from engine.compiled import compiled
-from engine.item_rows import FlatRows
+from engine.item_rows import NO_ROW, FlatRows
 
 _MOST_ROUNDS = 2**31 - 1
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engine.ann.index import NO_ROW, Vectors
+from engine.ann.index import Vectors
+from engine.item_rows import NO_ROW
 
 Places = npt.NDArray[np.int64]
 

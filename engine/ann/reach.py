@@ -77,7 +77,19 @@ def judge(
     lifts = least_cosine(bound) * item_length * np.sqrt(distances)
     reaches = (pools.cuts[:, :, None] - pools.least[:, None, :] >= lifts) & is_pool
     searches: npt.NDArray[np.bool_] = moved & ~reaches.any(axis=2)
-    _find_risen(items, vectors, pools, clicked, moved & ~searches, searches)
+    asked = moved & ~searches
+    if asked.any():
+        _look_at_clicked(
+            plain(items),
+            vectors,
+            pools.vectors,
+            pools.least,
+            pools.cuts,
+            clicked.rows,
+            clicked.starts,
+            asked,
+            searches,
+        )
     does |= reaches
     beside = _distances(vectors, lengths, vectors) < near
     for slot in range(1, searches.shape[1]):
@@ -109,28 +121,6 @@ def _find_support(does: npt.NDArray[np.bool_], distances: Vectors, stays: npt.ND
     elsewhere = stays & ~does[:, own, own] & does.any(axis=2)
     support: Rows = np.where(elsewhere, nearest, own)
     return support
-
-
-def _find_risen(
-    items: Vectors,
-    vectors: Vectors,
-    pools: Pools,
-    clicked: FlatRows,
-    asked: npt.NDArray[np.bool_],
-    risen: npt.NDArray[np.bool_],
-) -> None:
-    if asked.any():
-        _look_at_clicked(
-            plain(items),
-            vectors,
-            pools.vectors,
-            pools.least,
-            pools.cuts,
-            clicked.rows,
-            clicked.starts,
-            asked,
-            risen,
-        )
 
 
 @compiled_sum

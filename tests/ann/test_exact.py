@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from engine.ann import exact
 from engine.ann.exact import ExactIndex
-from engine.ann.index import BLOCK, NO_ROW, top_places
+from engine.ann.selection import BLOCK, top_places
+from engine.item_rows import NO_ROW
 from tests.ann.test_index import draw
 
 
@@ -147,3 +148,15 @@ def test_cuda_answers_as_the_cpu_does():
     on_gpu, on_cpu = (ExactIndex(vectors, device=device).search(interests, 50) for device in ("cuda", "cpu"))
 
     assert (on_gpu[0] == on_cpu[0]).mean() > 0.999
+
+
+@pytest.mark.parametrize(("items", "kept"), [(200, True), (300, False)])
+def test_memory_for_scores_is_kept_only_where_it_is_little(
+    items: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "_MOST_KEPT_BYTES", 4 * 32 * 256)  # of 32 queries, the fewest at a time, and 256 items
+    index = ExactIndex(draw(items, 8))
+
+    index.search(draw(64, 8, seed=4), 5)
+
+    assert hasattr(index._kept, "room") == kept

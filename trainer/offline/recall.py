@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ann.exact import ExactIndex
-from engine.ann.index import NO_ROW, best_first
+from engine.ann.index import best_first
 from engine.ann.products import inner_products
 from engine.errors import UnusableInterests
-from engine.item_rows import FlatRows, ItemRows
+from engine.item_rows import NO_ROW, FlatRows, ItemRows
 from engine.merge import Candidates, ListLimits, merge_many
 from trainer.offline.neural import InterestMethod
 from trainer.offline.search import TOP, Answers, OnDone, flat_histories
