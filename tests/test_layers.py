@@ -49,7 +49,7 @@ MAY_IMPORT = {
         "engine.metrics",
         "engine.ann",
     },
-    "engine.merge": {"engine.ann", "engine.compiled", "engine.item_rows", "engine.recall", "engine.settings"},
+    "engine.merge": {"engine.compiled", "engine.item_rows", "engine.recall", "engine.settings"},
     "engine.store": LEAVES | {"engine.store"},
     "engine.log": LEAVES | {"engine.log"},
     "engine.pulse": {"engine.errors"},
