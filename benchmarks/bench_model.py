@@ -255,7 +255,7 @@ def our_evaluation(questions: Sequence[Question]) -> Callable[[], object]:
     limits = ListLimits.of(Settings(list_size=TOP, max_query_items=TOP))
 
     def evaluate() -> dict[str, np.ndarray]:
-        found = recall_lists(method, questions, item_ids=made.item_ids, limits=limits)
+        found = recall_lists(method, questions, ranks=made.ranks, limits=limits)
         return judge(found.answers.kept, questions)
 
     return evaluate

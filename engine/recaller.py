@@ -236,6 +236,7 @@ def _compile_loops() -> None:
     vectors, used = np.ones((1, 1, 1), dtype=np.float32), np.ones((1, 1), dtype=np.bool_)
     seen = FlatRows.of(np.zeros(1, dtype=np.int64), [1])
     index = LiveIndex(ExactIndex(vectors[0]), build=ExactIndex, rebuild_at=2)
+    ExactIndex(vectors[0], is_half=True).candidates(vectors[0], 1)
     search = PooledSearch(index, CandidatePools(users=1, interests=1, dimensions=1, width=1), bound=0.5)
     search.find([""], vectors, used, seen)
     search.note_cuts([""], np.full((1, 1), 1e9, dtype=np.float32))

@@ -80,7 +80,7 @@ MAY_IMPORT = {
     "engine.audit": {"engine.errors", "engine.settings", "engine.audit"},
     "trainer": LEAVES | {"engine.model", "engine.ann", "engine.merge", "trainer"},
     "trainer.offline": LEAVES
-    | {"engine.model", "engine.ann", "engine.merge", "engine.sources", "engine.options", "trainer"},
+    | {"engine.model", "engine.ann", "engine.compiled", "engine.merge", "engine.sources", "engine.options", "trainer"},
 }
 LIBRARY_OWNERS = {
     "faust": {"engine.streams"},

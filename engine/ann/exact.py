@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from copy import copy
 
 import numpy as np
@@ -25,7 +26,7 @@ from engine.ann.index import (
     own_rows,
     rank,
 )
-from engine.ann.selection import best_blocks, has_many_blocks, top_places
+from engine.ann.selection import Scores, top_places
 from engine.item_rows import NO_ROW
 
 _SCORES_AT_ONCE = 32_000_000
@@ -98,21 +99,35 @@ class ExactIndex:
         """Look at every item in full precision from now on."""
         self._half = None
 
+    def scores(self, interests: Vectors) -> Iterator[tuple[slice, Scores]]:
+        """Yield parts of the (Q, D) finite *interests* with their (part, N) scores, the bits of them in half precision.
+
+        The scores may be written to, and are gone when the next part is asked for.
+        """
+        for part, scores in self._scores(interests):
+            yield part, _readable(scores)
+
     def _find(self, interests: Vectors, k: int) -> tuple[Vectors, Rows]:
         queries, finite = check_interests(interests, self.dimensions)
-        rows = no_rows(len(queries), k)
-        width = min(k, self.size)
-        if not len(queries) or not width:
-            return queries, rows
+        rows, width = no_rows(len(queries), k), min(k, self.size)
+        for part, scores in self._scores(queries):
+            rows[part, :width] = self.rows[_best(scores, width)]
+        rows[~finite] = NO_ROW
+        return queries, rows
+
+    def _scores(self, queries: Vectors) -> Iterator[tuple[slice, Tensor]]:
+        if not len(queries) or not self.size:
+            return
         items = self._items if self._half is None else self._half
         calls = math.ceil(len(queries) / self._step())
         step = math.ceil(len(queries) / calls)  # alike: a call costs what reading the items does, however few it has
         room = self._room(step, items)
         for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            rows[part, :width] = self.rows[_best(queries[part], items, width, room)]
-        rows[~finite] = NO_ROW
-        return queries, rows
+            part = slice(start, min(start + step, len(queries)))
+            with torch.inference_mode():
+                asked = torch.as_tensor(queries[part], device=items.device).to(items.dtype)
+                scores = torch.mm(asked, items.T, out=room[: len(asked)])
+            yield part, scores
 
     def _step(self) -> int:
         """Return how many queries are scored together."""
@@ -139,22 +154,21 @@ class ExactIndex:
         return room
 
 
-def _best(queries: Vectors, items: Tensor, k: int, room: Tensor) -> Rows:
-    """Return the (Q, k) places of the best of (N, D) *items*; of those equal at the last of them, the first ones.
+def _best(scores: Tensor, k: int) -> Rows:
+    """Return the (Q, k) places of the greatest of (Q, N) *scores*, in no order; of equal ones the first."""
+    if not scores.is_cuda:
+        return top_places(_readable(scores), k)
+    best, places = torch.topk(scores, k, dim=1, sorted=False)  # a GPU is fast enough without blocks
+    crowded = (scores >= best.amin(dim=1, keepdim=True)).sum(dim=1) > k
+    for query in torch.nonzero(crowded).flatten().tolist():
+        places[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
+    return np.asarray(places.cpu().numpy(), dtype=np.int64)
 
-    Where the items are in half precision, so are the scores, and of equal ones it takes any. The scores are made in
-    *room*, (Q or more, N) of the items' kind.
-    """
-    with torch.inference_mode():
-        asked = torch.as_tensor(queries, device=items.device).to(items.dtype)
-        scores = torch.mm(asked, items.T, out=room[: len(queries)])
-        if items.dtype == torch.bfloat16:
-            rows = _greatest_halves(scores, k)
-        else:
-            rows, crowded = greatest(scores, k)
-            for query in torch.nonzero(crowded).flatten().tolist():
-                rows[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
-        return np.asarray(rows.cpu().numpy(), dtype=np.int64)
+
+def _readable(scores: Tensor) -> Scores:
+    """Return *scores* as `engine.ann.selection` reads them."""
+    held = scores.cpu()
+    return held.view(torch.int16).numpy() if held.dtype == torch.bfloat16 else held.numpy()
 
 
 def _shared(vectors: Vectors) -> Tensor:
@@ -165,44 +179,3 @@ def _shared(vectors: Vectors) -> Tensor:
     except ValueError:
         view = vectors.copy()
     return torch.from_numpy(view)
-
-
-def greatest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the (Q, k) places of the greatest of (Q, n) *scores*, in no order, and whether others equal the last.
-
-    Where more than k are as great as the last of them, which are returned is left open.
-    """
-    if _is_for_blocks(scores, k):
-        return _top_of_blocks(scores, k)
-    best, places = torch.topk(scores, k, dim=1, sorted=False)
-    return places, (scores >= best.amin(dim=1, keepdim=True)).sum(dim=1) > k
-
-
-def _is_for_blocks(scores: Tensor, k: int) -> bool:
-    return scores.device.type == "cpu" and has_many_blocks(scores.shape[1], k)  # a GPU is fast enough without
-
-
-def _top_of_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    maxima, blocks, places, chosen = best_blocks(scores.numpy(), k)
-    best = top_places(chosen, k)
-    last = np.take_along_axis(chosen, best, axis=1).min(axis=1, keepdims=True)
-    inside, outside = (chosen >= last).sum(axis=1), (maxima >= last).sum(axis=1)
-    reaching = (np.take_along_axis(maxima, blocks, axis=1) >= last).sum(axis=1)
-    crowded = (inside > k) | (outside > reaching)
-    return torch.from_numpy(np.take_along_axis(places, best, axis=1)), torch.from_numpy(crowded)
-
-
-def _greatest_halves(scores: Tensor, k: int) -> Tensor:
-    """Return the (Q, k) places of the greatest of (Q, n) bfloat16 *scores*, in no order; of equal ones any.
-
-    The bits of positive floats are in order as whole numbers, which are compared several times as fast.
-    """
-    if not _is_for_blocks(scores, k):
-        return torch.topk(scores, k, dim=1, sorted=False).indices
-    bits = scores.view(torch.int16).numpy()
-    places = top_places(bits, k)
-    found = torch.from_numpy(places)
-    least = np.take_along_axis(bits, places, axis=1).min(axis=1)
-    for query in np.flatnonzero(least <= 0).tolist():  # the bits of negative ones fall
-        found[query] = torch.topk(scores[query], k, sorted=False).indices
-    return found

@@ -118,7 +118,7 @@ def best_first(rows: Rows, scores: Vectors) -> tuple[Rows, Vectors]:
     No score is NaN.
     """
     keys = np.sort(order_keys(scores, rows.astype(np.uint32)), axis=1)
-    return _rows_of(keys), _scores_of(keys)
+    return rows_of(keys), _scores_of(keys)
 
 
 def score(vectors: Vectors, interests: Vectors, rows: Rows) -> Vectors:
@@ -137,7 +137,8 @@ def order_keys(scores: Vectors, ranks: npt.NDArray[np.unsignedinteger]) -> Keys:
     return (~ascending).astype(np.uint64) << np.uint64(32) | ranks
 
 
-def _rows_of(keys: Keys) -> Rows:
+def rows_of(keys: Keys) -> Rows:
+    """Return the rows that `order_keys` made *keys* with; -1 where that was none."""
     rows = (keys & _LOW_HALF).astype(np.int64)
     rows[rows == _LOW_HALF] = NO_ROW
     return rows

@@ -1,72 +1,121 @@
-"""Where the greatest of many scores stand, row by row.
+"""Where the greatest of many scores stand, row by row; of equal ones the first.
 
-Numbers that hold a score's bits and its place are sorted many times as fast as places by scores. Of many scores only
-the blocks with the greatest maxima are looked into: the k greatest lie in the first k of these.
+The scores lie in blocks, and the greatest of each block is found first: as many blocks as are asked for reach a bound
+that at least as many scores reach then. So only what stands in these blocks is looked at one by one.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Kind = TypeVar("Kind", bound=np.generic)
+from engine.ann.index import order_keys, rows_of
+from engine.ann.products import plain
+from engine.compiled import compiled
+from engine.item_rows import NO_ROW
+
+Scores = npt.NDArray[Any]
+"""float32, or int16, the bits of bfloat16; none is NaN."""
+Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 BLOCK = 16
 """Scores in a block, of which the greatest alone is looked at first."""
+_HALF_ROUNDING = np.float32(1.01 * 2.0**-8)
+"""A bfloat16 differs from what it was rounded from by this part of itself at the most."""
 
 
-def top_places(scores: npt.NDArray[Any], k: int) -> Places:
-    """Return (Q, k) places of the *k* greatest of each row of (Q, n) *scores*, in no order; of equal ones any.
+def top_places(scores: Scores, k: int) -> Places:
+    """Return (Q, k) places of the *k* greatest of each row of (Q, n) *scores*, in no order; of equal ones the first.
 
     Args:
-        scores: float32, or int16, where the bits of a float may stand for it; none is NaN.
-        k: at most n.
+        scores: C-contiguous, or copied.
+        k: at least 1, at most n.
     """
-    if not has_many_blocks(scores.shape[1], k):
-        return _partition(scores, k)
-    _, _, places, chosen = best_blocks(scores, k)
-    return np.take_along_axis(places, _partition(chosen, k), axis=1)
+    places = _reaching(scores, k, lambda bounds: bounds)
+    values = np.take_along_axis(scores, places, axis=1)
+    values = np.where(places == NO_ROW, np.float32(-np.inf), _floats(values))
+    keys = order_keys(values, places.astype(np.uint32))
+    keys.partition(k - 1, axis=1)
+    return rows_of(keys[:, :k])
 
 
-def has_many_blocks(count: int, k: int) -> bool:
-    """Return whether looking at blocks first is worth it for the *k* greatest of *count*."""
-    return count // BLOCK > 2 * k
+def reaching(scores: Scores, k: int, errors: npt.NDArray[np.float32]) -> Places:
+    """Return (Q, m) places of all that may be among the *k* greatest of each row, in no order; -1 fills.
 
-
-def best_blocks(scores: npt.NDArray[Kind], k: int) -> tuple[npt.NDArray[Kind], Places, Places, npt.NDArray[Kind]]:
-    """Return the (Q, blocks) maxima, the (Q, k) blocks with the greatest, and places and scores of all in these.
-
-    Those behind the last block are among these.
+    Args:
+        scores: C-contiguous, or copied; of bfloat16 as rounding left them.
+        k: at least 1, at most n.
+        errors: (Q,) by how much a score may differ from the true one, beside rounding to bfloat16.
     """
+
+    def lowered(bounds: Floats) -> Floats:
+        rounded: Floats = _HALF_ROUNDING * np.abs(bounds) if scores.dtype == np.int16 else np.zeros_like(bounds)
+        return bounds - 2 * (errors + rounded)
+
+    return _reaching(scores, k, lowered)
+
+
+def _reaching(scores: Scores, k: int, lowered: Callable[[Floats], Floats]) -> Places:
+    """Return (Q, m) places of all scores that reach a bound which at least k reach, *lowered*; -1 fills."""
     queries, count = scores.shape
-    blocks = count // BLOCK
-    whole = blocks * BLOCK
+    size = BLOCK if count // BLOCK > 2 * k else 1
+    blocks = count // size
     # A block is what stands `blocks` apart: then the maxima are taken of whole stretches of memory.
-    maxima = scores[:, :whole].reshape(queries, BLOCK, blocks).max(axis=1)
-    chosen = _partition(maxima, k)
-    places = (np.arange(0, whole, blocks)[:, None] + chosen[:, None, :]).reshape(queries, -1)
-    if whole < count:
-        places = np.concatenate([places, np.broadcast_to(np.arange(whole, count), (queries, count - whole))], axis=1)
-    return maxima, chosen, places, scores.ravel().take(places + count * np.arange(queries)[:, None])
-
-
-def _partition(scores: npt.NDArray[Any], k: int) -> Places:
-    count = scores.shape[1]
-    is_narrow = scores.dtype == np.int16 and count <= 2**16  # and sorted in half the time
-    keys: npt.NDArray[np.signedinteger] = _rising(scores).astype(np.int32 if is_narrow else np.int64)
-    keys <<= 16 if is_narrow else 32
-    keys |= np.arange(count, dtype=keys.dtype)
-    keys.partition(count - k, axis=1)
-    places: Places = (keys[:, count - k :] & (2**16 - 1 if is_narrow else 2**32 - 1)).astype(np.int64)
-    return places
-
-
-def _rising(scores: npt.NDArray[Any]) -> npt.NDArray[np.signedinteger]:
-    """Return whole numbers in the order of float32 *scores*; whole numbers as they are."""
+    maxima = scores[:, : size * blocks].reshape(queries, size, blocks).max(axis=1)
+    bounds = lowered(_floats(np.partition(maxima, blocks - k, axis=1)[:, blocks - k]))
     if scores.dtype == np.int16:
-        return scores
-    bits = scores.view(np.int32)
-    return bits ^ (bits >> 31 & 0x7FFFFFFF)  # the bits of negative ones fall
+        if bounds.min(initial=1.0) <= 0.0:  # bits have the order of the floats above zero alone
+            return _reaching(_floats(scores), k, lowered)
+        bounds = (bounds.view(np.int32) >> 16).astype(np.int16)  # downwards
+    given = (plain(scores), plain(maxima), plain(bounds))  # all of one kind: each other kind would be compiled as well
+    counts = np.empty(queries, dtype=np.int64)
+    width = 2 * k + BLOCK
+    while True:
+        places = np.empty((queries, width), dtype=np.int32)
+        _take_reaching(*given, size, places, counts)
+        most = int(counts.max(initial=k))
+        if most <= width:
+            return places[:, :most].astype(np.int64)
+        width = most  # many are alike
+
+
+@compiled
+def _take_reaching(
+    scores: Scores,
+    maxima: Scores,
+    bounds: Scores,
+    size: int,
+    places: npt.NDArray[np.int32],
+    counts: npt.NDArray[np.int64],
+) -> None:
+    """Write where scores are at least the bound, as many as there is room for and -1 behind them, and how many.
+
+    *maxima* are those of blocks of *size* scores.
+    """
+    blocks, room = maxima.shape[1], places.shape[1]
+    for query in range(len(scores)):
+        bound, count = bounds[query], 0
+        for block in range(blocks):
+            if maxima[query, block] >= bound:
+                for place in range(block, size * blocks, blocks):
+                    if scores[query, place] >= bound:
+                        if count < room:
+                            places[query, count] = place
+                        count += 1
+        for place in range(size * blocks, scores.shape[1]):  # behind the last block
+            if scores[query, place] >= bound:
+                if count < room:
+                    places[query, count] = place
+                count += 1
+        counts[query] = count
+        for unused in range(count, room):
+            places[query, unused] = NO_ROW
+
+
+def _floats(scores: Scores) -> Floats:
+    """Return *scores*, or what they are the bits of, as float32."""
+    return (scores.astype(np.int32) << 16).view(np.float32) if scores.dtype == np.int16 else scores

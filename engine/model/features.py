@@ -1,6 +1,7 @@
 """What goes into a model and what comes out, in the words of events: plain values and NumPy arrays.
 
-`encode_windows` turns users into one `WindowBatch` of rows and numbers. Windows lie at the right edge: the last column
+`encode_windows` turns users into one `WindowBatch` of rows and numbers, and `encode_clicks` does it where the items'
+rows are known already. Windows lie at the right edge: the last column
 holds the newest click of every user, padding comes before the oldest, so a column is an age.
 """
 
@@ -91,6 +92,20 @@ class WindowBatch:
     """(B, P) float32 standardized numbers; 0 for a text or an absent number."""
 
 
+@dataclass(frozen=True, slots=True)
+class KnownClicks:
+    """The clicks of many users that form interests, one user's after the other's, each one's oldest first."""
+
+    rows: np.ndarray
+    """(C,) int64 item rows, from 1."""
+    owners: np.ndarray
+    """(C,) int64, which user's, ascending."""
+    positions: np.ndarray
+    """(C,) int64, where among all of the user's clicks."""
+    weights: np.ndarray | None = None
+    """(C,) float32; None: all 1."""
+
+
 def encode_windows(
     users: Sequence[UserInput], vocabulary: Vocabulary, config: MindConfig
 ) -> tuple[WindowBatch, np.ndarray]:
@@ -102,22 +117,26 @@ def encode_windows(
     """
     for user in users:
         _check_lengths(user)
-    clicks = _known_clicks(users, vocabulary.item_rows)
-    counts = np.bincount(clicks.owners, minlength=len(users))
+    clicks = _known_clicks(users, vocabulary.item_rows, weighed=config.weight_power > 0)
+    return encode_clicks(clicks, [user.profile for user in users], vocabulary, config)
+
+
+def encode_clicks(
+    clicks: KnownClicks, profiles: Sequence[Mapping[str, str | float]], vocabulary: Vocabulary, config: MindConfig
+) -> tuple[WindowBatch, np.ndarray]:
+    """Return what `encode_windows` does, of the *clicks* of as many users as there are *profiles*."""
+    counts = np.bincount(clicks.owners, minlength=len(profiles))
     ages = np.cumsum(counts)[clicks.owners] - np.arange(len(clicks.owners))  # 1 for a user's newest
     kept = np.flatnonzero(ages <= config.max_clicks)
     length = min(int(counts.max(initial=0)), config.max_clicks)
     at = clicks.owners[kept], length - ages[kept]
-    rows = np.zeros((len(users), length), dtype=np.int64)
-    positions = np.full((len(users), length), -1, dtype=np.int64)
-    weights = np.ones((len(users), length), dtype=np.float32)
+    rows = np.zeros((len(profiles), length), dtype=np.int64)
+    positions = np.full((len(profiles), length), -1, dtype=np.int64)
+    weights = np.ones((len(profiles), length), dtype=np.float32)
     rows[at], positions[at] = clicks.rows[kept], clicks.positions[kept]
-    if config.weight_power:
-        for index, user in enumerate(users):
-            if len(user.weights):
-                own = positions[index] >= 0
-                weights[index, own] = [user.weights[position] for position in positions[index, own].tolist()]
-    profile_rows, profile_numbers = encode_profiles([user.profile for user in users], vocabulary.profile_fields)
+    if clicks.weights is not None:
+        weights[at] = clicks.weights[kept]
+    profile_rows, profile_numbers = encode_profiles(profiles, vocabulary.profile_fields)
     batch = WindowBatch(
         rows=rows,
         strengths=click_strengths(weights, config) * (rows > 0),
@@ -203,18 +222,7 @@ def _check_range(name: str, values: np.ndarray, most: int) -> None:
         raise InvalidInput(f"a value of WindowBatch.{name}", got=got, expected=f"from 0 to {most}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Clicks:
-    """Clicks of many users, one user's after the other's, each one's oldest first."""
-
-    rows: np.ndarray
-    owners: np.ndarray
-    """Which user's."""
-    positions: np.ndarray
-    """Where in the user's `item_ids`."""
-
-
-def _known_clicks(users: Sequence[UserInput], item_rows: Mapping[str, int]) -> _Clicks:
+def _known_clicks(users: Sequence[UserInput], item_rows: Mapping[str, int], *, weighed: bool) -> KnownClicks:
     """Return the clicks that form interests: on known items, and not negative."""
     lengths = [len(user.item_ids) for user in users]
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -226,4 +234,8 @@ def _known_clicks(users: Sequence[UserInput], item_rows: Mapping[str, int]) -> _
             rows[end - length : end][is_negative] = 0
     known = np.flatnonzero(rows)
     owners = np.repeat(np.arange(len(users)), lengths)[known]
-    return _Clicks(rows[known], owners, known - (ends - lengths)[owners])
+    weights = None
+    if weighed:
+        given = [user.weights if len(user.weights) else repeat(1.0, len(user.item_ids)) for user in users]
+        weights = np.fromiter(chain.from_iterable(given), dtype=np.float32, count=len(rows))[known]
+    return KnownClicks(rows[known], owners, known - (ends - lengths)[owners], weights)

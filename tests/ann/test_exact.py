@@ -3,12 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.ann import exact
 from engine.ann.exact import ExactIndex
-from engine.ann.selection import BLOCK, top_places
+from engine.ann.selection import BLOCK
 from engine.item_rows import NO_ROW
 from tests.ann.test_index import draw
 
@@ -120,24 +118,6 @@ def test_an_index_that_missed_too_much_goes_on_in_full_precision():
 
     assert not index.is_half
     assert index.search(interests, 50)[0].tolist() == ExactIndex(vectors).search(interests, 50)[0].tolist()
-
-
-@given(
-    st.integers(1, 2_000),
-    st.integers(1, 9),
-    st.integers(0, 2**32),
-    st.sampled_from([1, 3, 10**6]),
-)
-def test_top_places_are_those_of_the_greatest_scores(count: int, k: int, seed: int, distinct: int):
-    scores = np.random.default_rng(seed).integers(distinct, size=(3, count)).astype(np.float32)
-    scores[:, ::3] = -np.inf
-    k = min(k, count)
-
-    places = top_places(scores, k)
-
-    assert places.shape == (3, k)
-    assert all(len(set(each)) == k for each in places.tolist())
-    assert np.sort(np.take_along_axis(scores, places, axis=1)).tolist() == np.sort(scores)[:, -k:].tolist()
 
 
 @pytest.mark.gpu

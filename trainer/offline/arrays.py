@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.events import ItemEvent
-from engine.model import ItemInput, MindConfig, UserInput, Vocabulary
-from engine.model.features import click_strengths, encode_profiles
+from engine.model import ItemInput, MindConfig, Vocabulary
+from engine.model.features import KnownClicks, WindowBatch, click_strengths, encode_clicks, encode_profiles
+from trainer.offline.search import flat_histories
 from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.samples import Samples, field_rows, item_input
 
@@ -41,18 +42,34 @@ def training_arrays(made: OfflineSet, part: Part, config: MindConfig) -> tuple[S
     return samples, vocabulary, field_rows(vocabulary, made.items)
 
 
-def user_inputs(made: OfflineSet, questions: Sequence[Question], *, max_clicks: int) -> list[UserInput]:
-    """Return what the model sees of each question; of a history the newest clicks that it could use."""
-    ids = made.item_ids
-    newest = slice(-4 * max_clicks, None)  # the model skips unknown items, so it may take more to find as many known
-    return [
-        UserInput(
-            [ids[row - 1] for row in question.history[newest].tolist()],
-            weights=() if question.weights is None else question.weights[newest].tolist(),
-            profile=question.profile,
-        )
-        for question in questions
-    ]
+def question_windows(
+    questions: Sequence[Question], row_of: np.ndarray, vocabulary: Vocabulary, config: MindConfig
+) -> tuple[WindowBatch, np.ndarray]:
+    """Return what the model sees of each question, as `encode_windows` makes it.
+
+    Args:
+        questions: of a set.
+        row_of: (N + 1,) the vocabulary's row of each of the set's; 0 for an item that training never saw.
+        vocabulary: what the rows are of.
+        config: how long windows are, and what weights count.
+    """
+    lengths = [len(question.history) for question in questions]
+    owners, rows = flat_histories(questions)
+    known_rows = row_of[rows]
+    known = np.flatnonzero(known_rows)
+    owners, firsts = owners[known], np.cumsum(lengths) - lengths
+    weights = None
+    if config.weight_power:
+        each = [np.ones(len(one.history)) if one.weights is None else one.weights for one in questions]
+        weights = np.concatenate([np.zeros(0), *each]).astype(np.float32)[known]
+    clicks = KnownClicks(known_rows[known], owners, known - firsts[owners], weights)
+    return encode_clicks(clicks, [question.profile for question in questions], vocabulary, config)
+
+
+def vocabulary_rows(made: OfflineSet, vocabulary: Vocabulary) -> np.ndarray:
+    """Return (N + 1,) int64 the vocabulary's row of each of the set's; 0 for an item that training never saw."""
+    rows = [vocabulary.item_rows.get(item, 0) for item in made.item_ids]
+    return np.array([0, *rows], dtype=np.int64)
 
 
 def catalog_inputs(item_ids: Sequence[str], items: Mapping[str, ItemEvent]) -> list[ItemInput]:

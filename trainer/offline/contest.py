@@ -163,7 +163,7 @@ class Contest:
             return recall_lists(
                 method,
                 self._questions,
-                item_ids=self._set.item_ids,
+                ranks=self._set.ranks,
                 limits=self._limits,
                 on_done=lambda done, total: advance(done, total, ""),
             )

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import ConfigError
-from engine.model import InterestModel, MindConfig
+from engine.model import InterestModel, Interests, MindConfig
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Progress, train_samples
 from trainer.loss import best_scores
-from trainer.offline.arrays import catalog_inputs, training_arrays, user_inputs
+from trainer.offline.arrays import catalog_inputs, question_windows, training_arrays, vocabulary_rows
 from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.options import TrainOptions
 from trainer.presets import Preset, paper
@@ -32,7 +32,7 @@ class InterestMethod:
     def __init__(self, model: InterestModel, made: OfflineSet, *, name: str) -> None:
         self.name = name
         self.model = model
-        self._set = made
+        self._row_of = vocabulary_rows(made, model.vocabulary)
         vectors = model.item_vectors(catalog_inputs(made.item_ids, made.items))
         self.item_vectors = np.concatenate([np.zeros((1, vectors.shape[1]), dtype=np.float32), vectors])
         """(N + 1, D) float32, row 0 padding."""
@@ -49,9 +49,11 @@ class InterestMethod:
     def users_with_claims(self, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what `users` does, and the (B, K) parts of a list that the interests claim."""
         vectors, masks, claims = [], [], []
-        inputs = user_inputs(self._set, questions, max_clicks=self.model.config.max_clicks)
-        for start in range(0, len(inputs), BATCH_USERS):
-            found = self.model.interests(inputs[start : start + BATCH_USERS])
+        model = self.model
+        for start in range(0, len(questions), BATCH_USERS):
+            asked = questions[start : start + BATCH_USERS]
+            windows, positions = question_windows(asked, self._row_of, model.vocabulary, model.config)
+            found = Interests(*model.extract(windows), positions, model.config.has_general_interest)
             vectors.append(found.vectors)
             masks.append(found.mask)
             claims.append(found.claims)

@@ -1,10 +1,11 @@
 """What a model's interests recall: the exact lists, and those an engine would serve, from one search.
 
-Each interest in use finds its best items, as many more than a list holds as the history could take away; all that a
-user's interests found is then scored by every one of them. An item of the best fifty is among the best fifty of the
-interest that scores it best, so nothing is missed, and no score of the many others is kept.
+Each interest in use finds its best items beside the history; all that a user's interests found, and the history, is
+then scored by every one of them. An item of the best fifty is among the best fifty of the interest that scores it best,
+so nothing is missed, and no score of the many others is kept.
 
-The search is exact here; an engine's index may miss a few.
+The search is exact here; an engine's index may miss a few. Where the cap of one interest makes room for items of
+another that are not among its best fifty, these are not looked for: one item in 700 of Nowplaying's lists.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.ann.exact import ExactIndex
 from engine.ann.index import best_first
-from engine.ann.products import inner_products
+from engine.compiled import compiled
 from engine.errors import UnusableInterests
-from engine.item_rows import NO_ROW, FlatRows, ItemRows
-from engine.merge import Candidates, ListLimits, merge_many
+from engine.item_rows import FlatRows
+from engine.merge import ListLimits, merge_many
+from trainer.offline.candidates import ExactCandidates
 from trainer.offline.neural import InterestMethod
-from trainer.offline.search import TOP, Answers, OnDone, flat_histories
+from trainer.offline.search import TOP, Answers, OnDone
 from trainer.offline.sets import Question
 
 QUESTIONS_AT_ONCE = 128
@@ -44,7 +45,7 @@ def recall_lists(
     method: InterestMethod,
     questions: Sequence[Question],
     *,
-    item_ids: Sequence[str],
+    ranks: np.ndarray,
     limits: ListLimits,
     on_done: OnDone | None = None,
 ) -> Recalled:
@@ -53,7 +54,7 @@ def recall_lists(
     Args:
         method: scores by the best inner product of interests in use.
         questions: whose lists.
-        item_ids: ids of the rows from 1, which break ties among what is served.
+        ranks: (N + 1,) uint64 of the items, which break ties among what is served.
         limits: size, floor and cap of what is served.
         on_done: called with the questions answered so far and all of them.
 
@@ -64,56 +65,58 @@ def recall_lists(
     bad = int((~np.isfinite(vectors)).any(axis=(1, 2)).sum())
     if bad:
         raise UnusableInterests(f"({method.name}, being evaluated)", users=bad, of=len(questions))
-    index = ExactIndex(method.item_vectors, rows=np.flatnonzero(method.has_vector))
-    items = ItemRows(["", *item_ids])  # padding stands in row 0 here, and is never found
-    unavailable = np.zeros(len(items), dtype=np.bool_)
+    search = ExactCandidates(method.item_vectors, method.has_vector)
+    unavailable, is_known = (np.zeros(len(ranks), dtype=np.bool_) for _ in range(2))
     kept, excluded, served = (np.zeros((len(questions), TOP), dtype=np.int64) for _ in range(3))
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         part = slice(start, start + QUESTIONS_AT_ONCE)
-        found = _candidates(index, vectors[part], used[part], questions[part])
-        scores = found.best()
-        kept[part] = _best(scores, found.rows)
-        scores[_is_of_history(found.rows, questions[part])] = -np.inf
-        excluded[part] = _best(scores, found.rows)
         histories = [question.history for question in questions[part]]
+        seen = FlatRows.of(np.concatenate(histories), [len(history) for history in histories])
+        found = search.find(vectors[part], used[part], seen, top=max(TOP, limits.size))
+        _take_lists(*best_first(found.rows, found.best()), seen.rows, seen.starts, is_known, kept[part], excluded[part])
         lists = merge_many(
             found,
             used[part],
-            ranks=items.ranks,
+            ranks=ranks,
             unavailable=unavailable,
-            seen=FlatRows.of(np.concatenate(histories), [len(history) for history in histories]),
+            seen=seen,
             limits=limits,
             claims=claims[part],
         )
         served[part, : limits.size] = np.maximum(lists.rows, 0)
         if on_done is not None:
-            on_done(start + len(found.rows), len(questions))
+            on_done(start + len(histories), len(questions))
     return Recalled(Answers(kept, excluded), served, vectors, used)
 
 
-def _candidates(index: ExactIndex, vectors: np.ndarray, used: np.ndarray, questions: Sequence[Question]) -> Candidates:
-    """Return all that could stand in a list of B questions, each row of a question once; -1 fills the places left."""
-    longest = max(len(np.unique(question.history)) for question in questions)
-    depth = min(TOP + longest, index.size)
-    rows = np.full((*used.shape, depth), NO_ROW, dtype=np.int64)
-    rows[used] = index.candidates(vectors[used], depth)
-    rows = np.sort(rows.reshape(len(used), -1), axis=1)
-    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = NO_ROW
-    return Candidates(rows, inner_products(index.vectors, vectors, used, rows))
+@compiled
+def _take_lists(
+    rows: np.ndarray,
+    scores: np.ndarray,
+    history: np.ndarray,
+    starts: np.ndarray,
+    is_known: np.ndarray,
+    kept: np.ndarray,
+    excluded: np.ndarray,
+) -> None:
+    """Write the first of the (B, M) *rows*, best first, to *kept*, and those of no history to *excluded*.
 
-
-def _is_of_history(found: np.ndarray, questions: Sequence[Question]) -> np.ndarray:
-    """Return (B, M) bool, True at the items in (B, M) *found* that are in the question's history."""
-    places, rows = flat_histories(questions)
-    width = 1 + max(int(found.max(initial=0)), int(rows.max(initial=0)))
-    asked = np.arange(len(questions))[:, None] * width + found
-    is_of_history: np.ndarray = np.isin(asked, places * width + rows) & (found != NO_ROW)
-    return is_of_history
-
-
-def _best(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the (B, 50) rows of the greatest scores, best first, ties by ascending row; 0 fills the places left."""
-    best, values = (part[:, :TOP] for part in best_first(rows, scores))
-    found = np.zeros((len(rows), TOP), dtype=np.int64)
-    found[:, : best.shape[1]] = np.where(np.isfinite(values), best, 0)
-    return found
+    *is_known* is False.
+    """
+    for user in range(len(rows)):
+        own = history[starts[user] : starts[user + 1]]
+        for row in own:
+            is_known[row] = True
+        count = new = 0
+        for at in range(rows.shape[1]):
+            row = rows[user, at]
+            if not -np.inf < scores[user, at] < np.inf or new == excluded.shape[1]:
+                break
+            if count < kept.shape[1]:
+                kept[user, count] = row
+                count += 1
+            if not is_known[row]:
+                excluded[user, new] = row
+                new += 1
+        for row in own:
+            is_known[row] = False

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.ann.exact import greatest
+from engine.ann.index import best_first
+from engine.ann.selection import top_places
 from engine.errors import UnusableInterests
 from trainer.offline.sets import Question
 
@@ -99,31 +100,9 @@ def top_rows(scores: Tensor, count: int) -> np.ndarray:
 
     Positions scored -inf are none; 0 fills the places that are left.
     """
-    found = min(count, scores.shape[1])
-    rows, crowded = greatest(scores, found)
-    values = scores.gather(1, rows)
-    least = values.amin(dim=1, keepdim=True)
-    tied = crowded & (least.squeeze(1) > -torch.inf)
-    if tied.any():  # items that score like the last one are ranked exactly
-        rows[tied] = _exact_rows(scores[tied], least[tied], found)
-        values[tied] = scores[tied].gather(1, rows[tied])
-    rows, order = rows.sort(dim=1)
-    values, by_score = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    rows = rows.gather(1, by_score).masked_fill(values == -torch.inf, 0)
-    answer = np.zeros((len(scores), count), dtype=np.int64)
-    answer[:, :found] = rows.numpy()
+    held = scores.numpy()
+    places = top_places(held, min(count, held.shape[1]))
+    rows, values = best_first(places, np.take_along_axis(held, places, axis=1))
+    answer = np.zeros((len(held), count), dtype=np.int64)
+    answer[:, : rows.shape[1]] = np.where(values > -np.inf, rows, 0)
     return answer
-
-
-def _exact_rows(scores: Tensor, least: Tensor, count: int) -> Tensor:
-    """Return the (B, count) ascending positions of what is above *least*, and of the first that equal it.
-
-    Args:
-        scores: (B, N) float32.
-        least: (B, 1) float32, the last of the greatest values of each row.
-        count: how many those are.
-    """
-    above, equal = scores > least, scores == least
-    missing = count - above.sum(dim=1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
-    return chosen.nonzero()[:, 1].view(len(scores), count)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -85,6 +86,11 @@ class OfflineSet:
         """N."""
         return len(self.item_ids)
 
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """The items' ranks by id, which break ties; see `ranks_of`."""
+        return ranks_of(self.item_ids)
+
     def training(self, *, valid: bool) -> Part:
         """Return what is learned from to be asked about the valid or the test questions."""
         return self.train if valid else self.final_train
@@ -111,6 +117,15 @@ class OfflineSet:
             valid=[_forget(question, rows) for question in self.valid],
             test=[_forget(question, rows) for question in self.test],
         )
+
+
+def ranks_of(item_ids: Sequence[str]) -> np.ndarray:
+    """Return (N + 1,) uint64 ranks of the rows from 1, ascending as their ids are, bytewise; 0 for row 0."""
+    ranks = np.zeros(len(item_ids) + 1, dtype=np.uint64)
+    # Code points order as UTF-8 bytes do, so sorting the strings is sorting the bytes.
+    order = sorted(range(len(item_ids)), key=item_ids.__getitem__)
+    ranks[np.array(order, dtype=np.int64) + 1] = np.arange(len(item_ids))
+    return ranks
 
 
 def _without(part: Part, rows: np.ndarray) -> Part:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.model import MindConfig, Vocabulary
-from engine.model.features import WindowBatch, encode_windows
+from engine.model.features import WindowBatch
 from engine.model.mind import ProfileLayer
-from trainer.offline.arrays import catalog_inputs, training_arrays, user_inputs
+from trainer.offline.arrays import catalog_inputs, question_windows, training_arrays, vocabulary_rows
 from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.options import TrainOptions
 from trainer.samples import cut_windows
@@ -68,6 +68,7 @@ class TwoTower:
     ) -> None:
         self._set, self._config = made, config
         self._samples, self._vocabulary, field_rows = training_arrays(made, part, config)
+        self._row_of = vocabulary_rows(made, self._vocabulary)
         torch.manual_seed(options.seed)
         self._towers = Towers(config, self._vocabulary)
         known = np.arange(len(field_rows))[:, None]
@@ -78,8 +79,7 @@ class TwoTower:
 
     def scores(self, questions: Sequence[Question]) -> Tensor:
         """Return the inner products; -inf for items that have no vector and users with no known click."""
-        inputs = user_inputs(self._set, questions, max_clicks=self._config.max_clicks)
-        windows, _positions = encode_windows(inputs, self._vocabulary, self._config)
+        windows, _positions = question_windows(questions, self._row_of, self._vocabulary, self._config)
         if not windows.rows.shape[1]:
             return torch.full((len(questions), len(self._items)), -torch.inf)
         with torch.no_grad():

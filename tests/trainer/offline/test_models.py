@@ -12,10 +12,11 @@ import torch
 from engine.errors import ConfigError
 from engine.events import ItemEvent
 from engine.merge import ListLimits
-from engine.model import MindConfig
+from engine.model import MindConfig, UserInput
+from engine.model.features import encode_windows
 from tests.trainer.log_builders import make_log
 from tests.trainer.offline.builders import ask, make_part, make_set
-from trainer.offline.arrays import training_arrays, user_inputs
+from trainer.offline.arrays import question_windows, training_arrays, vocabulary_rows
 from trainer.offline.cold import cold_rows, judge_cold, withhold
 from trainer.offline.export import export_vectors
 from trainer.offline.neural import InterestMethod, interest_scores, train_method, with_extractor
@@ -68,13 +69,40 @@ def test_weights_reach_training_and_questions_where_the_model_counts_them() -> N
     made = make_set(part, [replace(ask([1, 2], [3]), weights=np.array([1.0, 3.0], dtype=np.float32))], items=3)
     counting = replace(CONFIG, weight_power=1.0, weight_cap=3.0)
 
-    heavy, _, _ = training_arrays(made, part, counting)
+    heavy, words, _ = training_arrays(made, part, counting)
     ignored, _, _ = training_arrays(made, part, CONFIG)
 
     assert heavy.strengths.tolist() == [1.0, 2.0, 3.0]
     assert ignored.strengths.tolist() == [1.0, 1.0, 1.0]
-    assert user_inputs(made, made.test, max_clicks=8)[0].weights == [1.0, 3.0]
-    assert user_inputs(made, [ask([1, 2], [3])], max_clicks=8)[0].weights == ()
+    row_of = vocabulary_rows(made, words)
+    windows, _ = question_windows([*made.test, ask([1, 2], [3])], row_of, words, counting)
+    assert windows.strengths.tolist() == [[1.0, 2.0], [1.0, 1.0]]
+
+
+def test_what_a_question_shows_the_model_is_what_a_user_does() -> None:
+    config = replace(CONFIG, max_clicks=3, weight_power=1.0, weight_cap=9.0)
+    part = make_part([1, 2, 3, 4, 5])
+    questions = [
+        replace(ask([5, 6, 1, 2, 3, 6], [4]), weights=np.array([1, 2, 3, 4, 5, 6], dtype=np.float32)),
+        ask([], [1]),
+        ask([6, 6], [1]),
+        ask([4, 4], [1]),
+    ]
+    made = make_set(part, questions, items=6)
+    _, words, _ = training_arrays(made, part, config)
+    users = [
+        UserInput([made.item_ids[row - 1] for row in one.history], () if one.weights is None else one.weights.tolist())
+        for one in questions
+    ]
+
+    windows, positions = question_windows(questions, vocabulary_rows(made, words), words, config)
+    expected, expected_positions = encode_windows(users, words, config)
+
+    assert windows.counts.tolist()[1:3] == [0, 0]  # item 6 was never trained on
+    assert windows.rows.shape == (4, 3)
+    assert positions.tolist() == expected_positions.tolist()
+    for name in ("rows", "strengths", "counts", "profile_rows", "profile_numbers"):
+        assert np.array_equal(getattr(windows, name), getattr(expected, name)), name
 
 
 def test_items_of_a_users_taste_come_first(trained: tuple[OfflineSet, InterestMethod]) -> None:
@@ -119,7 +147,7 @@ def test_served_lists_obey_floor_and_cap_and_leave_the_history_out(
 ) -> None:
     made, method = trained
 
-    lists = recall_lists(method, made.test, item_ids=made.item_ids, limits=KEPT).served
+    lists = recall_lists(method, made.test, ranks=made.ranks, limits=KEPT).served
 
     for rows, question in zip(lists, made.test, strict=True):
         inside = rows[rows > 0].tolist()
@@ -130,7 +158,7 @@ def test_served_lists_obey_floor_and_cap_and_leave_the_history_out(
 def test_without_floor_and_cap_the_served_list_is_the_exact_one(trained: tuple[OfflineSet, InterestMethod]) -> None:
     made, method = trained
 
-    found = recall_lists(method, made.test, item_ids=made.item_ids, limits=ListLimits(size=50, floor=0.0, cap=1.0))
+    found = recall_lists(method, made.test, ranks=made.ranks, limits=ListLimits(size=50, floor=0.0, cap=1.0))
 
     assert found.served.tolist() == found.answers.excluded.tolist()
 

@@ -14,7 +14,7 @@ from tests.trainer.offline.builders import ask
 from trainer.offline import recall
 from trainer.offline.neural import InterestMethod
 from trainer.offline.recall import recall_lists
-from trainer.offline.sets import Question
+from trainer.offline.sets import Question, ranks_of
 
 ITEMS, DIMENSIONS, INTERESTS, USERS = 400, 3, 3, 40
 IDS = [f"i{row}" for row in range(1, ITEMS + 1)]
@@ -83,7 +83,7 @@ def test_lists_are_those_of_the_definitions_whoever_is_asked_beside(
     monkeypatch.setattr(recall, "QUESTIONS_AT_ONCE", at_once)
     method = FixedInterests()
 
-    found = recall_lists(method, method.questions, item_ids=IDS, limits=LIMITS)
+    found = recall_lists(method, method.questions, ranks=ranks_of(IDS), limits=LIMITS)
 
     assert not method.used.all()
     assert not method.used.any(axis=1).all()
@@ -102,7 +102,7 @@ def test_a_history_of_nearly_everything_leaves_what_is_left() -> None:
     rest = [9, 300, 301]
     question = ask([row for row in range(1, ITEMS + 1) if row not in rest], [9], "0")
 
-    found = recall_lists(method, [question], item_ids=IDS, limits=LIMITS)
+    found = recall_lists(method, [question], ranks=ranks_of(IDS), limits=LIMITS)
 
     assert sorted(found.answers.excluded[0].tolist())[-3:] == rest
     assert found.answers.excluded[0].tolist() == plain_list(method, 0, question.history.tolist())
@@ -116,7 +116,7 @@ def test_progress_is_told_and_ends_with_everybody(monkeypatch: pytest.MonkeyPatc
     recall_lists(
         method,
         method.questions,
-        item_ids=IDS,
+        ranks=ranks_of(IDS),
         limits=LIMITS,
         on_done=lambda done, total: told.append((done, total)),
     )
@@ -129,4 +129,4 @@ def test_an_interest_that_is_no_number_is_an_error_and_not_a_list() -> None:
     method.vectors[3, 0, 0], method.vectors[5, 1, 1] = np.nan, np.inf
 
     with pytest.raises(UnusableInterests, match="not finite numbers for 2 of 40 users"):
-        recall_lists(method, method.questions, item_ids=IDS, limits=LIMITS)
+        recall_lists(method, method.questions, ranks=ranks_of(IDS), limits=LIMITS)
