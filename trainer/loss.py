@@ -8,13 +8,16 @@ Shape letters: B windows in a batch, K interests, D dimensions, N items, M negat
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+HIT = -1e38
+"""In place of minus infinity, of which alone a softmax makes no number."""
 CACHED_SCORES = 262_144
 """So many float32 scores are made at once on a CPU, 1 MB: they stay in a core's cache until they are gradients."""
 
@@ -88,25 +91,28 @@ class _Softmax(torch.autograd.Function):
         batch, slots, size = interests.shape
         total = interests.new_empty(batch)
         to_interests, to_others = torch.empty_like(interests), torch.zeros_like(others)
-        by_column = others.T.contiguous()
+        hits, never = _Hits.among(targets, negatives), interests.new_tensor(HIT)
         at_once = batch if interests.is_cuda else max(1, CACHED_SCORES // max(slots * len(others), 1))
         for start in range(0, batch, at_once):
             block = slice(start, start + at_once)
             vectors = interests[block].reshape(-1, size)
-            scores = (vectors @ by_column).view(-1, slots, len(others))
+            scores = (vectors @ others.T).view(-1, slots, len(others))
             best = scores.squeeze(1)  # (b, M)
             if slots > 1:
                 best = scores.masked_fill_(~used[block].unsqueeze(-1), -torch.inf).amax(dim=1)
-            hits = targets[block].unsqueeze(1) == negatives
-            weighed = (best - log_draws).masked_fill_(hits, -torch.inf)
+            own_hits = hits.of(block)
+            weighed = torch.sub(best, log_draws).index_put_(own_hits, never)
             if hardness:
-                weighed += harder(best * hardness, hits)
-            total[block] = torch.logaddexp(own[block], weighed.logsumexp(dim=1))
-            chances = weighed.sub_(total[block].unsqueeze(1)).exp_()
+                weighed += harder(best * hardness, own_hits)
+            # A softmax and its greatest element tell the logarithm of the sum sooner than exponentials of our own.
+            chances = weighed.softmax(dim=1)
+            greatest = weighed.amax(dim=1) - chances.amax(dim=1).log()
+            total[block] = torch.logaddexp(own[block], greatest)
+            chances *= (greatest - total[block]).exp_().div_(batch).unsqueeze(1)
             slopes = chances if slots == 1 else _to_winners(chances, scores, best)  # (b K, M)
             to_interests[block] = (slopes @ others).view(-1, slots, size)
             to_others.addmm_(slopes.T, vectors)
-        ctx.save_for_backward(to_interests / batch, (own - total).expm1() / batch, to_others / batch)
+        ctx.save_for_backward(to_interests, (own - total).expm1() / batch, to_others)
         return (total - own).mean()
 
     @staticmethod
@@ -123,11 +129,37 @@ def _to_winners(chances: Tensor, scores: Tensor, best: Tensor) -> Tensor:
     return winners.mul_(chances.unsqueeze(1)).flatten(0, 1)
 
 
-def harder(raised: Tensor, hits: Tensor) -> Tensor:
-    """Return (B, M) logs of the factors of hard negatives; their mean over the row's negatives is 1."""
-    others = raised.masked_fill(hits, -torch.inf)
-    number = (~hits).sum(dim=1, keepdim=True).clamp(min=1)
-    return raised - (others.logsumexp(dim=1, keepdim=True) - number.log()).nan_to_num(neginf=0.0)
+@dataclass(frozen=True, slots=True)
+class _Hits:
+    """Where negatives are the targets themselves: few places of many, so they are looked up and not looked for."""
+
+    rows: Tensor
+    columns: Tensor
+    ends: list[int]
+    """Of each window's hits."""
+
+    @classmethod
+    def among(cls, targets: Tensor, negatives: Tensor) -> Self:
+        """Return those of (B,) *targets* among (M,) *negatives*."""
+        is_target = torch.zeros(int(torch.maximum(targets.max(), negatives.max())) + 1, dtype=torch.bool)
+        is_target = is_target.to(targets.device).index_fill_(0, targets, True)
+        likely = is_target[negatives].nonzero().squeeze(1)
+        rows, columns = (targets.unsqueeze(1) == negatives[likely]).nonzero(as_tuple=True)
+        ends = torch.bincount(rows, minlength=len(targets)).cumsum(dim=0)
+        return cls(rows, likely[columns], ends.tolist())
+
+    def of(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Return rows within the block, and columns, of the windows in *block*."""
+        first, end = (self.ends[place - 1] if place else 0 for place in (block.start, min(block.stop, len(self.ends))))
+        return self.rows[first:end] - block.start, self.columns[first:end]
+
+
+def harder(raised: Tensor, hits: tuple[Tensor, Tensor]) -> Tensor:
+    """Return (B, M) logs of the factors of hard negatives; their mean over the row's negatives, less *hits*, is 1."""
+    others = raised.index_put(hits, raised.new_tensor(-torch.inf))
+    number = raised.shape[1] - torch.bincount(hits[0], minlength=len(raised)).clamp(max=raised.shape[1] - 1)
+    mean = others.logsumexp(dim=1, keepdim=True) - number.log().unsqueeze(1)
+    return raised - mean.nan_to_num(neginf=0.0)
 
 
 def best_scores(interests: Tensor, used: Tensor, items: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.model.features import WindowBatch
+from engine.model.gather import gather
 from engine.model.mind import MindNetwork, WindowTensors, attend
 from trainer.loss import full_softmax_loss, sampled_softmax_loss
 from trainer.negatives import FULL_SOFTMAX_ITEMS, NEGATIVES, Sampler
@@ -125,7 +126,7 @@ class Steps:
         behaviors = self._network.map_behaviors(functional.dropout(items, share) if share else items)
         places = windows.rows if len(rows) == self._items + 1 else self._places[windows.rows]
         vectors, weights = self._network(
-            functional.embedding(self._tensor(places), behaviors), WindowTensors.of(windows, self._device)
+            gather(behaviors, self._tensor(places)), WindowTensors.of(windows, self._device)
         )
         used = self._tensor(np.arange(vectors.shape[1]) < windows.counts[:, None])
         return vectors, used, self._penalty(weights, windows)

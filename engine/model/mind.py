@@ -25,6 +25,7 @@ from engine.model.config import MindConfig
 from engine.model.extractors import make_extractor
 from engine.model.extractors.contract import used_slots
 from engine.model.features import Interests, ItemInput, UserInput, WindowBatch, check_windows, encode_windows
+from engine.model.gather import gather
 from engine.model.vocabulary import Vocabulary
 
 FIELD_ROWS = "item_field_rows"
@@ -98,19 +99,18 @@ class MindNetwork(nn.Module):
         """
         field_rows = self.item_field_rows[rows]  # (..., F)
         if not field_rows.shape[-1]:
-            vectors: Tensor = self.item_ids(rows)  # nothing to pool; row 0 is zero
-            return vectors
+            return gather(self.item_ids.weight, rows)  # nothing to pool; row 0 is zero
         has_id = (rows > 0).float()
         if id_kept is not None:
             has_id = has_id * (id_kept | (field_rows == 0).all(dim=-1)).float()
-        return self.pool(self.item_ids(rows), has_id, field_rows)
+        return self.pool(gather(self.item_ids.weight, rows), has_id, field_rows)
 
     def pool(self, id_vectors: Tensor, has_id: Tensor, field_rows: Tensor) -> Tensor:
         """Return the (..., D) mean of the id vectors where *has_id* is 1 and of the (..., F) field rows above 0."""
         total = id_vectors * has_id.unsqueeze(-1)
         present = has_id
         if field_rows.shape[-1]:
-            total = total + self.item_fields(field_rows).sum(dim=-2)
+            total = total + gather(self.item_fields.weight, field_rows).sum(dim=-2)
             present = present + (field_rows > 0).sum(dim=-1)
         return total / present.clamp(min=1.0).unsqueeze(-1)
 

@@ -141,7 +141,7 @@ def test_corrected_negatives_stand_for_all_items_whatever_the_sampling(sampling:
 
 
 def test_hard_negatives_weigh_more_where_their_score_is_higher_and_one_on_average() -> None:
-    hits = torch.zeros(1, 3, dtype=torch.bool)
+    hits = torch.zeros(1, 3, dtype=torch.bool).nonzero(as_tuple=True)
 
     factors = harder(torch.tensor([[0.0, 1.0, 2.0]]), hits).exp()
 
@@ -268,7 +268,7 @@ def plain_loss(
     wanted, others = vectors[: len(targets)], vectors[len(targets) :]
     hits = targets.unsqueeze(1) == negatives
     scores = best_scores(interests, used, others)
-    weighed = scores - draws.log() + (harder(scores.detach() * beta, hits) if beta else 0.0)
+    weighed = scores - draws.log() + (harder(scores.detach() * beta, hits.nonzero(as_tuple=True)) if beta else 0.0)
     weighed = weighed.masked_fill(hits, -torch.inf)
     own = (interests @ wanted.unsqueeze(-1)).squeeze(-1).masked_fill(~used, -torch.inf).amax(dim=1, keepdim=True)
     first = torch.zeros(len(targets), dtype=torch.int64)

@@ -25,7 +25,7 @@ from trainer.offline.neural import InterestMethod
 from trainer.offline.search import TOP, Answers, OnDone
 from trainer.offline.sets import Question
 
-QUESTIONS_AT_ONCE = 128
+QUESTIONS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
