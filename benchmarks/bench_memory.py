@@ -35,7 +35,7 @@ from report import at_most, conclude, machine
 
 from engine.ann.hnsw import HnswIndex
 from engine.ann.live import LiveIndex, with_room
-from engine.ann.memory import give_back_memory
+from engine.ann.memory import give_back_memory, keep_large_pieces_apart
 from engine.catalog import Catalog
 from engine.microbatch import ListMaker
 from engine.model import InterestModel, MindConfig, Vocabulary
@@ -127,6 +127,7 @@ def save_index(arguments: argparse.Namespace) -> None:
 def weigh_index(arguments: argparse.Namespace) -> None:
     """Load, rebuild and take over, then swap, in this process, and print what it held."""
     items, folder = arguments.items, arguments.folder
+    keep_large_pieces_apart()  # as `load_snapshot` does
     sample = clustered(1_000)
     build = partial(HnswIndex.build, threads=os.cpu_count() or 1)
     LiveIndex(build(sample), build=build, rebuild_at=1).search(sample[:1], 1)  # what libraries take once is not theirs

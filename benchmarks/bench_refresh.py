@@ -35,6 +35,8 @@ from engine.ann import ItemIndex
 from engine.ann.calibration import choose
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
+from engine.ann.live import with_room
+from engine.ann.memory import keep_large_pieces_apart
 from engine.catalog import Catalog
 from engine.model import InterestModel, Interests, MindConfig, UserInput, Vocabulary
 from engine.model.mind import MindNetwork
@@ -64,7 +66,8 @@ class Shop:
 def main() -> int:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    seldom_collect_garbage()  # as an engine does
+    seldom_collect_garbage()  # as an engine does, both
+    keep_large_pieces_apart()
     figures: dict[str, Any] = {"machine": described(arguments.threads), "runs": {}}
     runs = figures["runs"]
     print(f"refresh ({figures['machine']}), lists of {LIST}, {arguments.users} users, {arguments.steps} clicks each")
@@ -174,6 +177,7 @@ def in_steps(sequences: Sequence[Sequence[str]], steps: int) -> list[list[Sequen
 
 def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, Any]:
     ids, vectors = shop.model.all_item_vectors()
+    vectors = with_room(vectors)[: len(ids)]  # as an engine holds them
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         file = Path(folder) / "index.hnsw"

@@ -25,6 +25,7 @@ from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex, private_folder
 from engine.ann.index import Rows, Vectors
 from engine.ann.live import Base, Build, with_room
+from engine.ann.memory import keep_large_pieces_apart
 from engine.ann.selection import top_places
 from engine.errors import IncompatibleVersion
 from engine.model.device import choose_device, use_threads
@@ -123,6 +124,7 @@ def load_snapshot(
         ItemIndexError: its index is damaged, or is not the index of its vectors.
     """
     use_threads(settings.torch_threads)
+    keep_large_pieces_apart()
     with private_folder() as folder:
         file = folder / INDEX
         parts = Registry(settings.registry).load(version, manifest_sha256=manifest_sha256, index_file=file)

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.ann.index import Rows, Vectors
-from engine.ann.live import Base, Build, LiveIndex, room_for, with_room
+from engine.ann.live import CACHE_LINE_BYTES, Base, Build, LiveIndex, room_for, with_room
 from engine.errors import DimensionMismatch
 from tests.ann.vectors import make_vectors
 
@@ -216,3 +216,16 @@ def test_interests_of_another_length_are_refused() -> None:
 
     with pytest.raises(DimensionMismatch):
         live.search(np.zeros((1, D + 1), dtype=np.float32), 3)
+
+
+@pytest.mark.parametrize("count", [1, 7, 1_000])
+def test_vectors_with_room_begin_with_a_line_of_the_cache(count: int):
+    vectors = make_vectors(count, 16)
+
+    room = with_room(vectors)
+
+    assert room.ctypes.data % CACHE_LINE_BYTES == 0
+    assert room.flags.c_contiguous
+    assert room.flags.writeable
+    assert room[:count].tolist() == vectors.tolist()
+    assert not room[count:].any()

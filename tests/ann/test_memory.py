@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
-from engine.ann.memory import give_back_memory
+from engine.ann.memory import give_back_memory, keep_large_pieces_apart
 
 
 def missing(_name: None) -> SimpleNamespace:
@@ -22,6 +24,7 @@ def test_where_the_c_library_can_not_be_asked_nothing_happens(
     monkeypatch.setattr(ctypes, "CDLL", library)
 
     give_back_memory()
+    keep_large_pieces_apart()
 
 
 def test_the_c_library_is_asked_for_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +34,24 @@ def test_the_c_library_is_asked_for_everything(monkeypatch: pytest.MonkeyPatch) 
     give_back_memory()
 
     assert kept == [0]
+
+
+def test_large_pieces_are_given_back_whatever_was_freed_before() -> None:
+    """In a process of its own: the rule is the whole process's."""
+    program = (
+        "import os\n"
+        "import numpy as np\n"
+        "from engine.ann.memory import keep_large_pieces_apart\n"
+        "keep_large_pieces_apart()\n"
+        "def held():\n"
+        "    return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
+        "np.ones(2**24, dtype=np.uint8)\n"  # freed: glibc would keep pieces of up to this size from now on
+        "before = held()\n"
+        "pieces = [np.ones(2**23, dtype=np.uint8) for _ in range(32)]\n"
+        "pieces = pieces[-1:]\n"  # the last one lies above all of them
+        "print((held() - before) / 2**20)\n"
+    )
+
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+    assert float(printed) < 32
