@@ -155,13 +155,17 @@ class ExactIndex:
 
 
 def _best(scores: Tensor, k: int) -> Rows:
-    """Return the (Q, k) places of the greatest of (Q, N) *scores*, in no order; of equal ones the first."""
+    """Return the (Q, k) places of the greatest of (Q, N) *scores*, in no order; of equal ones the first.
+
+    On a GPU, of equal ones in half precision, which are many, any.
+    """
     if not scores.is_cuda:
         return top_places(_readable(scores), k)
     best, places = torch.topk(scores, k, dim=1, sorted=False)  # a GPU is fast enough without blocks
-    crowded = (scores >= best.amin(dim=1, keepdim=True)).sum(dim=1) > k
-    for query in torch.nonzero(crowded).flatten().tolist():
-        places[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
+    if scores.dtype != torch.bfloat16:
+        crowded = (scores >= best.amin(dim=1, keepdim=True)).sum(dim=1) > k
+        for query in torch.nonzero(crowded).flatten().tolist():
+            places[query] = torch.sort(scores[query], descending=True, stable=True).indices[:k]
     return np.asarray(places.cpu().numpy(), dtype=np.int64)
 
 
