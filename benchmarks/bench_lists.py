@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    shop = synthetic(arguments.items, arguments)
+    shop = synthetic(arguments.items, users=arguments.users, steps=arguments.steps)
     ids, vectors = shop.model.all_item_vectors()
     graph = HnswIndex.build(vectors, threads=2)
     snapshot = ServingSnapshot("0001", 0, 0, shop.model, graph, ids, PopularLists())

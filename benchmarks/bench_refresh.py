@@ -74,11 +74,12 @@ def main() -> int:
     figures: dict[str, Any] = {"machine": described(arguments.threads), "runs": {}}
     runs = figures["runs"]
     print(f"refresh ({figures['machine']}), lists of {LIST}, {arguments.users} users, {arguments.steps} clicks each")
-    runs["clustered"] = measure("clustered", synthetic(arguments.items, arguments), arguments)
+    asked = {"users": arguments.users, "steps": arguments.steps, "window": arguments.window}
+    runs["clustered"] = measure("clustered", synthetic(arguments.items, **asked), arguments)
     if arguments.data:
         runs["data"] = measure("data", trained(arguments), arguments)
     if arguments.million:
-        runs["million"] = measure("million", synthetic(1_000_000, arguments), arguments)
+        runs["million"] = measure("million", synthetic(1_000_000, **asked), arguments)
     figures["checks"] = [check for name, run in runs.items() for check in checks_of(name, run)]
     if arguments.plot:
         draw(arguments.plot, runs)
@@ -116,7 +117,7 @@ def described(threads: int) -> str:
 # --- shops
 
 
-def synthetic(items: int, arguments: argparse.Namespace) -> Shop:
+def synthetic(items: int, *, users: int, steps: int, window: int = WINDOW) -> Shop:
     """Return users of three to five clusters each, who click within one of them at a time."""
     print(f"clustered: {items:,} items", flush=True)
     rng = np.random.default_rng(20_261_128)
@@ -129,12 +130,12 @@ def synthetic(items: int, arguments: argparse.Namespace) -> Shop:
     starts = np.searchsorted(cluster_of[members], np.arange(clusters + 1))
     ids = [f"i{row:07d}" for row in range(items)]
     sequences = []
-    for _ in range(arguments.users):
+    for _ in range(users):
         favorites = rng.integers(clusters, size=rng.integers(3, 6))
-        chosen = rng.choice(favorites, p=rng.dirichlet(np.full(len(favorites), 2.0)), size=arguments.window)
+        chosen = rng.choice(favorites, p=rng.dirichlet(np.full(len(favorites), 2.0)), size=window)
         rows = [members[rng.integers(starts[one], max(starts[one + 1], starts[one] + 1))] for one in chosen.tolist()]
         sequences.append([ids[row] for row in rows])
-    return Shop(untrained(ids, vectors.astype(np.float32)), in_steps(sequences, arguments.steps))
+    return Shop(untrained(ids, vectors.astype(np.float32)), in_steps(sequences, steps))
 
 
 def untrained(ids: Sequence[str], vectors: np.ndarray) -> InterestModel:

@@ -193,7 +193,7 @@ def run_refresh(_arguments: argparse.Namespace) -> int:
     from engine.model import UserInput
     from engine.recaller import Wishes
 
-    shop = synthetic(10_000, argparse.Namespace(users=256, steps=8))
+    shop = synthetic(10_000, users=256, steps=8)
     ids, vectors = shop.model.all_item_vectors()
     engine = recaller(shop, HnswIndex.build(vectors), ids, keeps_pools=True)
     print("working", flush=True)
@@ -249,8 +249,8 @@ def measure(arguments: argparse.Namespace, settings: Settings, ports: dict[str, 
     command = [sys.executable, __file__, "--role", "refresh"]
     with process(command, dict(os.environ)) as refresh:
         assert refresh.stdout is not None
-        while b"working" not in refresh.stdout.readline():
-            pass
+        if not any(b"working" in line for line in refresh.stdout):
+            raise SystemExit("the refresh to measure beside ended before it worked; its error is above")
         for _ in range(arguments.turns):
             for name, port in ports.items():
                 latencies = asyncio.run(under_load(settings, port, arguments.seconds))
