@@ -76,7 +76,7 @@ def weigh(shop: Shop, snapshot: ServingSnapshot, size: int) -> dict[str, float]:
         found = shop.model.interests([UserInput(window) for window in windows])
         lists = recaller.recall(users, found, [Wishes(set(window)) for window in windows])
         made = time.perf_counter() - began_s
-        summaries = summarize_interests(found.routing_weights, found.mask, windows)
+        summaries = summarize_interests(found.shares, found.routing_weights, found.mask, windows)
         whole = [
             RecallList(
                 user_id=user,

@@ -81,3 +81,14 @@ def test_the_eager_reference_computes_our_routing_with_and_without_repeats() -> 
         )
 
         torch.testing.assert_close(capsules, ours, atol=1e-5, rtol=1e-4)
+
+
+def test_lists_of_every_size_are_weighed(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    sizes = ["--items", "2000", "--users", "16", "--steps", "1"]
+    command = [sys.executable, "benchmarks/bench_lists.py", *sizes, "--json", str(file)]
+
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(file.read_text())
