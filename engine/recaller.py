@@ -2,7 +2,7 @@
 
 Stands between the model and the micro-batch. Interests that moved search the index, the others score again what their
 user's searches found (`engine/ann/pooled.py`); what the user turned down pushes its neighbors down
-(`engine/ann/negative.py`); the candidates are merged by the rules of `engine/recall.py`. A share of the lists is also
+(`engine/ann/negative.py`); the candidates are merged by the rules of `engine/merge.py`. A share of the lists is also
 made exactly, and what that shows decides how hard is searched (`engine/recall_audit.py`). One thread at a time.
 """
 

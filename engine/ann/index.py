@@ -1,6 +1,6 @@
 """The contract of an item index: interests in, the nearest items and their scores out.
 
-Stands between the model, which makes interest vectors, and `engine/recall.py`, which merges candidates into a list. The
+Stands between the model, which makes interest vectors, and `engine/merge.py`, which merges candidates into a list. The
 score is the inner product, larger is better, and both backends take it from the same vectors by the same sum, so a list
 is the same whichever backend found an item. An index is immutable: a new model version brings a new one.
 """
