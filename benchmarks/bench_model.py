@@ -108,8 +108,7 @@ def our_step(samples: Samples, *, lazy: bool = False) -> Callable[[], object]:
 
     def step() -> float:
         loss = steps.loss(steps.next_batch())
-        for one in optimizer:
-            one.zero_grad(set_to_none=True)
+        network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for one in optimizer:
             one.step()

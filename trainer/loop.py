@@ -144,7 +144,7 @@ def _run_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = trainer.loss(trainer.next_batch())
-        optimizer.zero_grad(set_to_none=True)
+        network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         step += 1

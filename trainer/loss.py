@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -135,22 +136,24 @@ class _Hits:
 
     rows: Tensor
     columns: Tensor
-    ends: list[int]
-    """Of each window's hits."""
+    starts: list[int]
+    """(B + 1,), where each window's hits start."""
 
     @classmethod
     def among(cls, targets: Tensor, negatives: Tensor) -> Self:
         """Return those of (B,) *targets* among (M,) *negatives*."""
-        is_target = torch.zeros(int(torch.maximum(targets.max(), negatives.max())) + 1, dtype=torch.bool)
-        is_target = is_target.to(targets.device).index_fill_(0, targets, True)
-        likely = is_target[negatives].nonzero().squeeze(1)
-        rows, columns = (targets.unsqueeze(1) == negatives[likely]).nonzero(as_tuple=True)
-        ends = torch.bincount(rows, minlength=len(targets)).cumsum(dim=0)
-        return cls(rows, likely[columns], ends.tolist())
+        wanted, drawn = targets.cpu().numpy(), negatives.cpu().numpy()
+        is_target = np.zeros(max(wanted.max(), drawn.max()) + 1, dtype=np.bool_)
+        is_target[wanted] = True
+        likely = np.flatnonzero(is_target[drawn])
+        rows, columns = (wanted[:, None] == drawn[likely]).nonzero()
+        starts = np.searchsorted(rows, np.arange(len(wanted) + 1)).tolist()
+        places = torch.from_numpy(np.stack([rows, likely[columns]])).to(targets.device)
+        return cls(places[0], places[1], starts)
 
     def of(self, block: slice) -> tuple[Tensor, Tensor]:
         """Return rows within the block, and columns, of the windows in *block*."""
-        first, end = (self.ends[place - 1] if place else 0 for place in (block.start, min(block.stop, len(self.ends))))
+        first, end = self.starts[block.start], self.starts[min(block.stop, len(self.starts) - 1)]
         return self.rows[first:end] - block.start, self.columns[first:end]
 
 

@@ -65,6 +65,8 @@ class Steps:
         return self._with_dropout(windows), targets
 
     def _with_dropout(self, windows: WindowBatch) -> WindowBatch:
+        if not (self._options.click_dropout or self._options.profile_dropout):
+            return windows
         kept = self._random.random(windows.rows.shape) >= self._options.click_dropout
         kept[:, -1] = True  # the newest click stays, so no window is left empty
         known = (self._random.random(windows.profile_rows.shape) >= self._options.profile_dropout).astype(np.int64)

@@ -176,12 +176,14 @@ class MindNetwork(nn.Module):
 
     def _finish(self, capsules: Tensor, windows: WindowTensors) -> Tensor:
         """Return (B, K, D) interests of the capsules, zero where unused."""
-        profiles = self.profile(windows.profile_rows, windows.profile_numbers)
-        vectors = self._layers(capsules, profiles)
+        vectors = self._layers(capsules, windows)
         return vectors * used_slots(windows.counts, interests=self.config.interests).unsqueeze(-1)
 
-    def _layers(self, capsules: Tensor, profiles: Tensor) -> Tensor:
-        hidden = torch.cat([profiles.unsqueeze(1).expand(-1, capsules.shape[1], -1), capsules], dim=-1)
+    def _layers(self, capsules: Tensor, windows: WindowTensors) -> Tensor:
+        hidden = capsules
+        if self.profile.width:
+            profiles = self.profile(windows.profile_rows, windows.profile_numbers)
+            hidden = torch.cat([profiles.unsqueeze(1).expand(-1, capsules.shape[1], -1), capsules], dim=-1)
         for layer in self.layers[:-1]:
             hidden = functional.relu(layer(hidden))
         vectors: Tensor = self.layers[-1](hidden)
@@ -225,9 +227,9 @@ def attend(interests: Tensor, used: Tensor, targets: Tensor, *, power: float) ->
     """
     scores = torch.bmm(interests, targets.unsqueeze(-1)).squeeze(-1).masked_fill(~used, -torch.inf)  # (B, K)
     if math.isinf(power):
-        weights = functional.one_hot(scores.argmax(dim=-1), scores.shape[-1]).to(interests.dtype)
-    else:
-        weights = (scores * power if power else torch.zeros_like(scores)).masked_fill(~used, -torch.inf).softmax(dim=-1)
+        best = scores.argmax(dim=-1).view(-1, 1, 1).expand(-1, 1, interests.shape[-1])
+        return interests.gather(1, best).squeeze(1)
+    weights = (scores * power if power else torch.zeros_like(scores)).masked_fill(~used, -torch.inf).softmax(dim=-1)
     return torch.bmm(weights.unsqueeze(1), interests).squeeze(1)
 
 

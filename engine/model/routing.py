@@ -29,6 +29,7 @@ def route(
     accumulate: bool,
     scale: float = 1.0,
     general: bool = False,
+    shared_map: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cluster behavior vectors into interest capsules.
 
@@ -36,7 +37,7 @@ def route(
     weight), and the first interest may be general. Gradients flow through the last round alone.
 
     Args:
-        behaviors: (B, L, D) float32, already mapped by the shared matrix S.
+        behaviors: (B, L, D) float32, mapped by the shared matrix S; or, with *shared_map*, before it.
         strengths: (B, L) float32, 0 for padding.
         logits: (B, L, K) float32, starting routing logits; left unchanged.
         counts: (B,) int64, interest counts; the first that many of the K slots are used.
@@ -44,6 +45,8 @@ def route(
         accumulate: add the agreement to the logits instead of assigning it.
         scale: factor on the agreement; 1 is the paper's.
         general: the first slot takes every behavior whole, and the others compete among themselves.
+        shared_map: (D, D) float32 S. The map of a sum is the sum of maps, so it is applied to the few capsules and not
+            to the many clicks, which is the shorter way where a click is mapped for this call alone. None: it has been.
 
     Returns:
         (B, K, D) float32 capsules, each shorter than 1, zero where unused; (B, L, K) float32 weights that formed
@@ -60,19 +63,24 @@ def route(
     with torch.no_grad():
         turned = behaviors.transpose(1, 2)
         for _ in range(rounds - 1):
-            capsules, _weights = _form(behaviors, factors, logits, whole)
+            capsules, _weights = _form(behaviors, factors, logits, whole, shared_map)
+            if shared_map is not None:
+                capsules = capsules @ shared_map.T  # u . (e S) = (u S') . e
             # b_ij: the agreement, assigned or added; minus infinity stays where a slot is closed.
             logits = torch.baddbmm(logits if accumulate else closed, capsules, turned, alpha=scale)
-    capsules, weights = _form(behaviors, factors, logits, whole)
+    capsules, weights = _form(behaviors, factors, logits, whole, shared_map)
     return capsules, weights.transpose(1, 2)
 
 
-def _form(behaviors: Tensor, factors: Tensor, logits: Tensor, whole: Tensor | None) -> tuple[Tensor, Tensor]:
+def _form(
+    behaviors: Tensor, factors: Tensor, logits: Tensor, whole: Tensor | None, shared_map: Tensor | None
+) -> tuple[Tensor, Tensor]:
     weights = logits.softmax(dim=1)  # w_ij, over the interests
     if whole is not None:
         weights = weights + whole  # 0 until now
     weights = weights * factors  # padding has strength 0
-    return squash(torch.bmm(weights, behaviors)), weights  # u_j
+    sums = torch.bmm(weights, behaviors)
+    return squash(sums if shared_map is None else sums @ shared_map), weights  # u_j
 
 
 def warm_logits(behaviors: Tensor, logits: Tensor, previous: Tensor, *, scale: float) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig, UserInput
 from engine.model.config import EXTRACTORS
+from engine.model.features import encode_windows
+from engine.model.mind import WindowTensors
 from tests.model.mind_builders import SMALL, make_model, make_user
 
 LONG = tuple(f"i{number}" for number in range(1, 10))
@@ -154,6 +156,26 @@ def test_gradients_reach_items_and_every_parameter_of_the_extractor(name: str) -
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
         assert parameter.grad.abs().sum() > 0
+
+
+@every_extractor
+@pytest.mark.parametrize("warm", [False, True])
+def test_training_makes_the_interests_that_serving_makes(name: str, warm: bool) -> None:
+    model = make_model(config_of(name))
+    network, random = model._network, torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in network.extractor.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+    batch, _positions = encode_windows([make_user(*LONG), make_user(*LONG[:3])], model.vocabulary, model.config)
+    windows = WindowTensors.of(batch, torch.device("cpu"))
+    previous = torch.randn(2, model.config.interests, model.config.dimensions, generator=random) if warm else None
+
+    found = []
+    for training in (False, True):
+        network.train(training)
+        found.append(network(network.map_behaviors(network.pool_items(windows.rows)), windows, previous))
+
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
 
 
 @every_extractor

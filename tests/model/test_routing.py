@@ -25,6 +25,29 @@ def test_each_behavior_spreads_a_weight_of_one_over_the_interests_in_use() -> No
     assert weights[0, :, 3].abs().max() == 0.0
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("general", [False, True])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_capsules_mapped_in_place_of_clicks_are_the_same_and_so_are_all_gradients(
+    rounds: int, general: bool, accumulate: bool
+) -> None:
+    items, logits = draw(3, 7, 4, 6)
+    shared_map = torch.randn(6, 6, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
+    items.requires_grad_(True)
+    strengths, counts = torch.rand(3, 7, generator=torch.Generator().manual_seed(3)), torch.tensor([4, 3, 1])
+    fixed = {"rounds": rounds, "accumulate": accumulate, "general": general, "scale": 3.0}
+
+    of_clicks = route(items @ shared_map, strengths, logits, counts, **fixed)
+    of_capsules = route(items, strengths, logits, counts, shared_map=shared_map, **fixed)
+
+    torch.testing.assert_close(of_capsules, of_clicks, atol=1e-5, rtol=1e-4)
+    slope = torch.randn(of_clicks[0].shape, generator=torch.Generator().manual_seed(4))
+    expected, got = (
+        torch.autograd.grad(capsules, (items, shared_map), slope) for capsules, _weights in (of_clicks, of_capsules)
+    )
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_padding_takes_no_part() -> None:
     behaviors, logits = draw(1, 4, 3, 5)
     alone, _ = route(behaviors, torch.ones(1, 4), logits, torch.tensor([2]), rounds=3, accumulate=False)

@@ -19,6 +19,7 @@ class Extractor(nn.Module):
         """Return (..., W) behavior vectors of (..., D) item vectors: all that doesn't depend on the window.
 
         Serving calls it once per model version and gathers the rows of each window; W is D unless told otherwise.
+        What it leaves to `forward` may differ in training, so both are called in the same mode.
         """
         return items
 

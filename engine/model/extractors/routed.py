@@ -31,8 +31,8 @@ class MindRouting(Extractor):
         self.register_buffer("logits", torch.from_numpy(logits), persistent=False)
 
     def fold(self, items: Tensor) -> Tensor:
-        """Return S applied to (..., D) item vectors."""
-        return items @ self.shared_map
+        """Return S applied to (..., D) item vectors; in training they stay as they are, and `route` maps capsules."""
+        return items if self.training else items @ self.shared_map
 
     def forward(
         self, behaviors: Tensor, strengths: Tensor, rows: Tensor, counts: Tensor, previous: Tensor | None = None
@@ -41,7 +41,8 @@ class MindRouting(Extractor):
         scale = self._config.agreement_scale
         logits = functional.embedding(rows, self.logits)
         if previous is not None:
-            logits = warm_logits(behaviors, logits, previous, scale=scale)
+            mapped = behaviors @ self.shared_map if self.training else behaviors
+            logits = warm_logits(mapped, logits, previous, scale=scale)
         return route(
             behaviors,
             strengths,
@@ -51,6 +52,7 @@ class MindRouting(Extractor):
             accumulate=self._config.accumulate_logits,
             scale=scale,
             general=self._config.has_general_interest,
+            shared_map=self.shared_map if self.training else None,
         )
 
 
