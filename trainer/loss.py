@@ -65,8 +65,8 @@ def sampled_softmax_loss(
         draws: (M,) float32, how often each negative is drawn on average, above 0.
         hardness: beta, 0 for none.
     """
-    own = torch.bmm(interests, target_vectors.unsqueeze(-1)).squeeze(-1)  # (B, K)
-    own = own.masked_fill(~used, -torch.inf).amax(dim=1)
+    own = (interests * target_vectors.unsqueeze(1)).sum(dim=-1)  # (B, K)
+    own = own.squeeze(1) if own.shape[1] == 1 else own.masked_fill(~used, -torch.inf).amax(dim=1)
     loss: Tensor = _Softmax.apply(interests, own, negative_vectors, used, targets, negatives, draws.log(), hardness)  # type: ignore[no-untyped-call]
     return loss
 
@@ -145,11 +145,11 @@ class _Hits:
         wanted, drawn = targets.cpu().numpy(), negatives.cpu().numpy()
         is_target = np.zeros(max(wanted.max(), drawn.max()) + 1, dtype=np.bool_)
         is_target[wanted] = True
-        likely = np.flatnonzero(is_target[drawn])
+        (likely,) = is_target[drawn].nonzero()
         rows, columns = (wanted[:, None] == drawn[likely]).nonzero()
-        starts = np.searchsorted(rows, np.arange(len(wanted) + 1)).tolist()
-        places = torch.from_numpy(np.stack([rows, likely[columns]])).to(targets.device)
-        return cls(places[0], places[1], starts)
+        starts: list[int] = rows.searchsorted(np.arange(len(wanted) + 1)).tolist()
+        device = targets.device
+        return cls(torch.from_numpy(rows).to(device), torch.from_numpy(likely[columns]).to(device), starts)
 
     def of(self, block: slice) -> tuple[Tensor, Tensor]:
         """Return rows within the block, and columns, of the windows in *block*."""

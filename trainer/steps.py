@@ -125,7 +125,7 @@ class Steps:
         Items are dropped out and mapped once, however many clicks of the batch are on them.
         """
         share = self._options.behavior_dropout
-        behaviors = self._network.map_behaviors(functional.dropout(items, share) if share else items)
+        behaviors = self._network.map_behaviors(dropout(items, share) if share else items)
         places = windows.rows if len(rows) == self._items + 1 else self._places[windows.rows]
         vectors, weights = self._network(
             gather(behaviors, self._tensor(places)), WindowTensors.of(windows, self._device)
@@ -169,6 +169,14 @@ def routing_variance(weights: Tensor, present: Tensor) -> Tensor:
     is_used = weights.detach().sum(dim=1) > 0  # (B, K)
     variances = apart.square().sum(dim=1) / clicks.squeeze(-1)
     return (variances * is_used).sum() / is_used.sum().clamp(min=1)
+
+
+def dropout(vectors: Tensor, share: float) -> Tensor:
+    """Return *vectors* with *share* of their numbers 0 and the others larger by as much, on average the same.
+
+    PyTorch's own dropout draws four times as slowly on a CPU.
+    """
+    return vectors * ((torch.rand_like(vectors) >= share) / (1.0 - share))
 
 
 def draw_distances(random: np.random.Generator, reach: np.ndarray, *, near: bool) -> np.ndarray:

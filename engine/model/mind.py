@@ -97,9 +97,9 @@ class MindNetwork(nn.Module):
             rows: (...) int64 item rows; 0 gives a zero vector.
             id_kept: (...) bool, False to leave the id out where the item has a field; None keeps every id.
         """
-        field_rows = self.item_field_rows[rows]  # (..., F)
-        if not field_rows.shape[-1]:
+        if not self.item_field_rows.shape[1]:
             return gather(self.item_ids.weight, rows)  # nothing to pool; row 0 is zero
+        field_rows = self.item_field_rows[rows]  # (..., F)
         has_id = (rows > 0).float()
         if id_kept is not None:
             has_id = has_id * (id_kept | (field_rows == 0).all(dim=-1)).float()

@@ -54,10 +54,12 @@ def route(
     """
     counts = counts.clamp(min=1).unsqueeze(-1)  # (B, 1)
     slots = torch.arange(logits.shape[-1], device=logits.device)
-    is_general = (counts > 1) & (slots == 0) & general
+    out, whole = slots >= counts, None  # of the contest
+    if general:
+        is_general = (counts > 1) & (slots == 0)
+        out, whole = out | is_general, is_general.to(strengths.dtype).unsqueeze(-1)
     # Clicks last, so that softmax and sums run along memory; (B, K, 1) and (B, 1, L).
-    closed = torch.where((slots >= counts) | is_general, -torch.inf, 0.0).unsqueeze(-1)  # out of the contest
-    whole = is_general.to(strengths.dtype).unsqueeze(-1) if general else None
+    closed = torch.where(out, -torch.inf, 0.0).unsqueeze(-1)
     factors = strengths.unsqueeze(1)
     logits = logits.transpose(1, 2) + closed
     with torch.no_grad():
@@ -115,12 +117,12 @@ def count_interests(rows: np.ndarray, *, interests: int, dynamic: bool, general:
     with no known item, which has nothing to search with. A *general* interest comes on top of those where they are
     more than one, within K.
     """
+    if not dynamic:
+        return np.where((rows > 0).any(axis=1), interests, 0).astype(np.int64)
     ordered = np.sort(rows, axis=1)
     is_new = ordered > 0
     is_new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
     distinct = is_new.sum(axis=1)
-    if not dynamic:
-        return np.where(distinct > 0, interests, 0).astype(np.int64)
     whole_log2 = np.frexp(np.maximum(distinct, 1))[1] - 1  # exact, unlike a rounded logarithm
     if general:
         whole_log2 = np.where(whole_log2 > 1, whole_log2 + 1, whole_log2)

@@ -14,7 +14,7 @@ from tests.model import oracle
 from trainer import loss as loss_module
 from trainer.loss import best_scores, full_softmax_loss, harder, sampled_softmax_loss
 from trainer.negatives import SAMPLINGS, Sampler
-from trainer.steps import routing_variance
+from trainer.steps import dropout, routing_variance
 
 ONE = torch.tensor([[True]])
 """One interest, in use."""
@@ -306,3 +306,18 @@ def test_the_gradients_are_those_of_the_plain_expression_however_many_windows_a_
         found.append((loss, leaves[0].grad, leaves[1].grad))
 
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_dropout_leaves_a_share_of_the_numbers_out_and_makes_up_for_it_in_values_and_gradients() -> None:
+    torch.manual_seed(3)
+    vectors = torch.ones(400, 250, requires_grad=True)
+
+    dropped = dropout(vectors, 0.2)
+    dropped.sum().backward()
+
+    assert set(dropped.unique().tolist()) == {0.0, 1.25}
+    assert (dropped == 0.0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert vectors.grad is not None
+    torch.testing.assert_close(vectors.grad, dropped.detach())
+    torch.manual_seed(3)
+    torch.testing.assert_close(dropout(vectors, 0.2), dropped, atol=0.0, rtol=0.0)
