@@ -122,7 +122,7 @@ class Steps:
     def _route(self, windows: WindowBatch, rows: np.ndarray, items: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return (B, K, D) interests, the (B, K) bool of those in use, and the penalty, from the *items* in *rows*.
 
-        Items are dropped out and mapped once, however many clicks of the batch are on them.
+        Items are dropped out, and mapped where the extractor maps items, once for all clicks of the batch on them.
         """
         share = self._options.behavior_dropout
         behaviors = self._network.map_behaviors(dropout(items, share) if share else items)
