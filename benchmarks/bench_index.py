@@ -37,7 +37,7 @@ from engine.events import ItemEvent, encode_item
 from engine.log import Record
 from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import ItemInput
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from engine.served_items import ServedItems
 from engine.settings import Settings
 from engine.snapshot import PopularLists, ServingSnapshot

@@ -39,7 +39,7 @@ from engine.ann.memory import give_back_memory, keep_large_pieces_apart
 from engine.catalog import Catalog
 from engine.microbatch import ListMaker
 from engine.model import InterestModel, MindConfig, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from engine.model.registry import Registry
 from engine.settings import Settings
 from engine.snapshot import load_snapshot

@@ -30,7 +30,7 @@ from torch.nn import functional
 from engine.merge import ListLimits
 from engine.model import InterestModel, MindConfig, Vocabulary
 from engine.model.features import WindowBatch
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from engine.model.routing import count_interests
 from engine.settings import Settings
 from trainer.offline.metrics import judge

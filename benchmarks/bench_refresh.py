@@ -40,7 +40,7 @@ from engine.ann.live import with_room
 from engine.ann.memory import keep_large_pieces_apart
 from engine.catalog import Catalog
 from engine.model import InterestModel, Interests, MindConfig, UserInput, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from engine.recaller import Recaller, Wishes
 from engine.served_items import ServedItems
 from engine.settings import Settings

@@ -19,7 +19,7 @@ from engine.metrics import (
     CLICK_TO_LIST,
 )
 from engine.model import InterestModel, MindConfig, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from engine.model.vocabulary import Field
 from engine.recall import RecallList, decode_list
 from engine.refresh import RefreshLoop

@@ -10,7 +10,7 @@ from engine.ann import ItemIndex
 from engine.ann.exact import ExactIndex
 from engine.ann.hnsw import HnswIndex
 from engine.model import InterestModel, MindConfig, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from engine.model.parts import VersionParts
 from engine.snapshot import PopularLists, ServingSnapshot
 from tests.builders import NOON_MS

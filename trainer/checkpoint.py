@@ -28,7 +28,7 @@ from torch import Tensor
 from engine.durable import sync
 from engine.errors import ConfigError
 from engine.model import MindConfig, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from trainer.samples import Samples
 
 FORMAT = "1"

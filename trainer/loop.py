@@ -17,7 +17,7 @@ import torch
 
 from engine.errors import ConfigError, TrainingDiverged
 from engine.model import InterestModel, MindConfig, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from trainer.checkpoint import Checkpoint, Checkpoints, Position, fingerprint
 from trainer.options import TrainOptions
 from trainer.samples import ClickLog, Samples, build_samples, build_vocabulary, field_rows

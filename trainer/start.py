@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from trainer.samples import Samples
 
 NEAR = 10

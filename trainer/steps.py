@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from engine.model.features import WindowBatch
 from engine.model.gather import gather
-from engine.model.mind import MindNetwork, WindowTensors, attend
+from engine.model.network import MindNetwork, WindowTensors, attend
 from trainer.loss import full_softmax_loss, sampled_softmax_loss
 from trainer.negatives import FULL_SOFTMAX_ITEMS, NEGATIVES, Sampler
 from trainer.options import TrainOptions

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from engine.model import InterestModel, ItemInput, MindConfig, UserInput, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 
 SMALL = MindConfig(agreement_scale=1.0, dimensions=8, interests=4, max_clicks=10, hidden=(6,), profile_dimensions=3)
 PROFILES: Sequence[Mapping[str, str | float]] = ({"country": "FR", "age": 20.0}, {"country": "UK", "age": 40.0})

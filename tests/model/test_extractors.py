@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from engine.model import InterestModel, MindConfig, UserInput
 from engine.model.config import EXTRACTORS
 from engine.model.features import encode_windows
-from engine.model.mind import WindowTensors
+from engine.model.network import WindowTensors
 from tests.model.mind_builders import SMALL, make_model, make_user
 
 LONG = tuple(f"i{number}" for number in range(1, 10))

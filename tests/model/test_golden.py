@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from engine.model.features import encode_windows
-from engine.model.mind import WindowTensors
+from engine.model.network import WindowTensors
 from engine.model.routing import route, starting_logits
 from tests.model.golden_builders import SHAPES, golden_model, golden_parts, golden_users
 

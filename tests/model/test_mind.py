@@ -12,7 +12,7 @@ import torch
 from engine.errors import IncompatibleVersion, InvalidInput
 from engine.model import InterestModel, ItemInput, UserInput, Vocabulary, mind
 from engine.model.features import encode_windows
-from engine.model.mind import attend
+from engine.model.network import attend
 from tests.model import oracle
 from tests.model.mind_builders import SMALL, make_model, make_user
 

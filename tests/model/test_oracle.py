@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.model import MindConfig
 from engine.model.extractors import Extractor, make_extractor
 from engine.model.features import click_strengths
-from engine.model.mind import attend
+from engine.model.network import attend
 from engine.model.routing import count_interests, route, squash
 from tests.model import oracle
 from tests.model.mind_builders import SMALL, make_model

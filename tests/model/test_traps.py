@@ -10,7 +10,7 @@ import torch
 
 from engine.model import InterestModel, UserInput, Vocabulary
 from engine.model.features import encode_windows
-from engine.model.mind import MindNetwork, WindowTensors, attend
+from engine.model.network import MindNetwork, WindowTensors, attend
 from engine.model.routing import route, squash
 from tests.model import oracle
 from tests.model.mind_builders import PROFILES, SMALL, make_items, make_model, make_user

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.model import ItemInput, MindConfig, Vocabulary
-from engine.model.mind import MindNetwork
+from engine.model.network import MindNetwork
 from trainer import start
 from trainer.samples import Samples
 from trainer.start import item_factors, near_cosines, start_items

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from engine.model import MindConfig, Vocabulary
 from engine.model.features import WindowBatch
-from engine.model.mind import ProfileLayer
+from engine.model.network import ProfileLayer
 from trainer.offline.arrays import catalog_inputs, question_windows, training_arrays, vocabulary_rows
 from trainer.offline.sets import OfflineSet, Part, Question
 from trainer.options import TrainOptions
