@@ -107,11 +107,8 @@ def our_step(samples: Samples, *, lazy: bool = False) -> Callable[[], object]:
     optimizer = adam_of(network, options, lazy=lazy)
 
     def step() -> float:
-        for one in optimizer:
-            for group in one.param_groups:
-                for weights in group["params"]:
-                    weights.grad = None
         loss = steps.loss(steps.next_batch())
+        network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for one in optimizer:
             one.step()

@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -221,14 +221,10 @@ def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, A
     plain = best_plain(plain_way, vectors, interests, rows)
     curve = [ours(shop, ids, choice.index, exact, bound=bound) for bound in arguments.bounds]
     shipped = next(point for point in curve if point["bound"] == Settings().pool_bound)
-    turns = [
-        (
-            ours(shop, ids, choice.index, exact, bound=shipped["bound"])["lists_per_s"],
-            plain_lists(plain_way, interests, rows)[0],
-        )
-        for _ in range(TURNS)
-    ]
-    shipped["lists_per_s"], plain["lists_per_s"] = (statistics.median(each) for each in zip(*turns, strict=True))
+    shipped["lists_per_s"], plain["lists_per_s"] = in_turns(
+        lambda: ours(shop, ids, choice.index, exact, bound=shipped["bound"])["lists_per_s"],
+        lambda: plain_lists(plain_way, interests, rows)[0],
+    )
     moved = movement(interests)
     print(
         f"  an interest moved by {moved['p25']:.2f} / {moved['p50']:.2f} / {moved['p75']:.2f} of its length (quartiles)"
@@ -244,6 +240,12 @@ def measure(name: str, shop: Shop, arguments: argparse.Namespace) -> dict[str, A
         "curve": curve,
         "ratio": shipped["lists_per_s"] / plain["lists_per_s"],
     }
+
+
+def in_turns(*ways: Callable[[], float]) -> list[float]:
+    """Return the median answer of each of *ways*, asked one after the other `TURNS` times."""
+    turns = [[way() for way in ways] for _ in range(TURNS)]
+    return [statistics.median(each) for each in zip(*turns, strict=True)]
 
 
 def movement(interests: Sequence[Interests]) -> dict[str, float]:

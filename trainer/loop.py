@@ -143,9 +143,8 @@ def _run_steps(
         rate = learning_rate(step, plan.steps, options)
         for group in optimizer.param_groups:
             group["lr"] = rate
-            for weights in group["params"]:
-                weights.grad = None
         loss = trainer.loss(trainer.next_batch())
+        network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         step += 1
